@@ -1,0 +1,24 @@
+"""diffalign aligns diffusion models with human preferences: one training loop, one small strategy for each method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "train": ("diffalign.training.api", "train"),
+    "list_methods": ("diffalign.strategies.registry", "list_methods"),
+    "UserError": ("diffalign.errors", "UserError"),
+}
+__all__ = ["UserError", "__version__", "list_methods", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing torch and diffusers costs seconds: pay for them only when something is used.
+    if name not in _LAZY:
+        raise AttributeError(f"module 'diffalign' has no attribute {name!r}")
+    from importlib import import_module
+
+    module, attribute = _LAZY[name]
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,38 @@
+"""Errors meant for people: what was given, where, what was expected, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend; command lines print it without a traceback and exit with status 2."""
+
+
+class MissingExtra(UserError, ImportError):
+    """An optional package is absent.
+
+    Args:
+        package: name of the package that could not be imported.
+        extra: the extra of diffalign that installs it.
+        purpose: what it was wanted for.
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package!r}; install it with: pip install 'diffalign[{extra}]'")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint such as ``did you mean 'inpo'?`` or, when nothing is close, the list of known names."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "known: " + ", ".join(names) if names else "none are known"
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
+    """Build the error for an unknown name, with the nearest known one."""
+    names = list(known)
+    return UserError(f"unknown {what} {name!r}: {nearest(name, names)}")
