@@ -1,0 +1,141 @@
+"""What a model must be able to do to be aligned; one thin subclass a model family.
+
+A policy wraps components loaded by diffusers (or transformers). It knows nothing of methods, losses or data sets.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffalign.batch import Condition
+from diffalign.diffusion.process import NoiseProcess
+from diffalign.policies.adapters import AdapterBank
+
+
+class BasePolicy(ABC):
+    """What the loop needs of any policy, image or text.
+
+    Args:
+        module: the network under training (the denoiser, the language model), never wrapped.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.adapters = AdapterBank(module)
+        self._prepared: nn.Module | None = None
+
+    def attach(self, prepared: nn.Module) -> None:
+        """Tell the policy of the wrapped module (DDP, FSDP) that passes with a graph must go through."""
+        self._prepared = prepared
+
+    @property
+    def network(self) -> nn.Module:
+        """The module to call now: the wrapped one where a graph is built, else the bare one."""
+        return self._prepared if self._prepared is not None and torch.is_grad_enabled() else self.module
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's parameters live."""
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the frozen weights."""
+        return next(self.module.parameters()).dtype
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Evaluate without gradient and in eval mode (no adapter dropout); the previous mode comes back."""
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.module.train(was_training)
+
+    @property
+    @abstractmethod
+    def lora_targets(self) -> Sequence[str]:
+        """Names of modules that adapters attach to by default in this family."""
+
+    @abstractmethod
+    def with_module(self, module: nn.Module) -> BasePolicy:
+        """Return a policy over another network of the same architecture (a frozen copy), sharing all else."""
+
+    @abstractmethod
+    def save(self, folder: Path, metadata: Mapping[str, str]) -> None:
+        """Write what was trained: ``pytorch_lora_weights.safetensors`` (stock format), or a whole pipeline/model."""
+
+
+class Policy(BasePolicy):
+    """A diffusion model: encode, predict, decode.
+
+    Args:
+        module: the denoiser.
+        process: its noise process.
+    """
+
+    def __init__(self, module: nn.Module, process: NoiseProcess) -> None:
+        super().__init__(module)
+        self.process = process
+        self._null: Condition | None = None
+
+    def null_condition(self, rows: int) -> Condition:
+        """Return the encoded empty caption for a number of rows; encoded once and kept."""
+        if self._null is None:
+            self._null = self.encode_prompts([""])
+        return self._null.select(torch.zeros(rows, dtype=torch.long, device=self.device))
+
+    @abstractmethod
+    def predict(self, latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        """Evaluate the denoiser, one row each, no guidance.
+
+        Args:
+            latents: (rows, channels, ...) noisy latents.
+            timesteps: (rows,) model-facing timesteps (integers for discrete processes, 1000 sigma for flow).
+            condition: one row each.
+
+        Returns:
+            the prediction in the process's own parameterisation, shaped as ``latents``.
+        """
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
+        """Encode captions, one row each; the empty string is the unconditional branch. No gradient."""
+
+    @abstractmethod
+    def encode_images(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Encode pixels (rows, 3, height, width) in [-1, 1] to scaled latents; the posterior mean without generator.
+
+        Raises:
+            UserError: if latents come out non-finite (half-precision overflow of the VAE).
+        """
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode scaled latents to pixels (rows, 3, height, width) in [0, 1], differentiably."""
+
+    @abstractmethod
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """Shape of one image's latents for a size in pixels."""
+
+    @abstractmethod
+    def with_size(self, condition: Condition, sizes: Mapping[str, Any]) -> Condition:
+        """Add size conditioning (original size, crop offset, target size) where the family has it; else unchanged."""
+
+    @property
+    @abstractmethod
+    def default_resolution(self) -> tuple[int, int]:
+        """(height, width) in pixels that the model was made for, read from its own config."""
+
+    @abstractmethod
+    def free_encoders(self) -> None:
+        """Drop VAE encoder and text encoders from the device once everything is cached; decoding stays possible."""
