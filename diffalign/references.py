@@ -73,7 +73,9 @@ class FrozenCopy(Reference):
         device, dtype: where and how the copy is kept; by default as the policy.
     """
 
-    def __init__(self, policy: BasePolicy, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, policy: BasePolicy, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         module = copy.deepcopy(policy.module).to(device=device, dtype=dtype).requires_grad_(False).eval()
         self._policy = policy.with_module(module)
 

@@ -14,7 +14,9 @@ Denoiser = Callable[[Tensor, Tensor, Condition], Tensor]
 """(latents, timesteps, condition) -> prediction."""
 
 
-def guided(denoiser: Denoiser, condition: Condition, null: Condition | None = None, guidance_scale: float = 1.0) -> Predictor:
+def guided(
+    denoiser: Denoiser, condition: Condition, null: Condition | None = None, guidance_scale: float = 1.0
+) -> Predictor:
     """Close a denoiser over its condition.
 
     Args:

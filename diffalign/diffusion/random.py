@@ -29,7 +29,9 @@ def row_generators(seeds: Tensor, stream: str) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(derive_seed(seed, stream)) for seed in seeds.tolist()]
 
 
-def randn_rows(seeds: Tensor, shape: Sequence[int], stream: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+def randn_rows(
+    seeds: Tensor, shape: Sequence[int], stream: str, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Return standard normal noise (B, *shape), row ``i`` drawn from ``seeds[i]`` on the CPU."""
     rows = [torch.randn(tuple(shape), generator=g, dtype=dtype) for g in row_generators(seeds, stream)]
     return torch.stack(rows).to(device)

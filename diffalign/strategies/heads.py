@@ -17,7 +17,9 @@ from diffalign.errors import unknown
 Head = Literal["sigmoid", "hinge", "ipo"]
 
 
-def preference_loss(margin: Tensor, beta: float | Tensor, head: Head = "sigmoid", label_smoothing: float = 0.0) -> Tensor:
+def preference_loss(
+    margin: Tensor, beta: float | Tensor, head: Head = "sigmoid", label_smoothing: float = 0.0
+) -> Tensor:
     """Loss of a preference margin.
 
     Args:

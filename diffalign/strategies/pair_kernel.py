@@ -68,7 +68,9 @@ def fresh_noise(ctx: Context, batch: ImageBatch) -> Noised:
     )
 
 
-def squared_errors(prediction: Tensor, target: Tensor, weights: Tensor | None = None, keep_dims: tuple[int, ...] = ()) -> Tensor:
+def squared_errors(
+    prediction: Tensor, target: Tensor, weights: Tensor | None = None, keep_dims: tuple[int, ...] = ()
+) -> Tensor:
     """Mean squared error of each row, at least in float32.
 
     Args:

@@ -42,7 +42,9 @@ class Method:
     strategy: type[Strategy]
 
 
-def register(name: str, *, summary: str, paper: str, repository: str = "", family: str = "offline preference") -> Callable[[S], S]:
+def register(
+    name: str, *, summary: str, paper: str, repository: str = "", family: str = "offline preference"
+) -> Callable[[S], S]:
     """Class decorator that enters a strategy in the table under ``name``."""
 
     def enter(strategy: S) -> S:

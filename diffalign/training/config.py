@@ -303,8 +303,8 @@ def plan_batches(optim: OptimOptions, world_size: int) -> BatchPlan:
     micro = min(micro, share)
     require(
         share % micro == 0,
-        f"--global_batch_pairs {total} over {world_size} process(es) leaves {share} examples each, which is no multiple "
-        f"of --train_batch_size {micro}",
+        f"--global_batch_pairs {total} over {world_size} process(es) leaves {share} examples each, which is no "
+        f"multiple of --train_batch_size {micro}",
     )
     return BatchPlan(micro, share // micro, world_size)
 

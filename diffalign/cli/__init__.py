@@ -1,0 +1,5 @@
+"""Command lines."""
+
+from diffalign.cli.main import main
+
+__all__ = ["main"]

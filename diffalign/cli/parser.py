@@ -1,0 +1,121 @@
+"""The training command line: flat typed options, YAML plus overrides, help for the chosen method."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+
+from diffalign.errors import UserError, nearest
+from diffalign.strategies.registry import Method, get_method, list_methods, load_method_file
+from diffalign.training.config import GROUPS, TrainConfig
+from diffalign.training.resolve import read_yaml, resolve_defaults
+
+MAIN_OPTIONS = (
+    "method", "config", "print_config", "pretrained_model_name_or_path", "dataset_name", "output_dir",
+    "max_train_steps", "learning_rate", "global_batch_pairs", "train_batch_size", "rank", "mixed_precision",
+    "resume_from_checkpoint", "report_to", "seed",
+)  # fmt: skip
+
+
+class TrainParser(ArgumentParser):
+    """Answers mistakes with one line and the nearest known option."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        known = [s.lstrip("-") for action in self._actions for s in action.option_strings]
+        hints = [nearest(name, known) for name in re.findall(r"--([\w-]+)", message) if name not in known]
+        message = " ".join(message.split())
+        sys.stderr.write(f"{self.prog}: error: {message}{' - ' + hints[0] if hints else ''}\n")
+        sys.stderr.write(f"try: {self.prog} --method NAME --help\n")
+        sys.exit(2)
+
+
+def build_parser(method: Method, model: str | None, prog: str) -> TrainParser:
+    """Build the parser of a method: its own options first, then those of every run, with the preset's defaults."""
+    parser = TrainParser(prog=prog, description=f"{method.name}: {method.summary}. {method.paper}.")
+    parser.add_argument(
+        "--method", type=str, default=method.name, help="name of the method; `diffalign methods` lists them"
+    )
+    parser.add_argument("--method_file", type=str, default=None, help="Python file that registers a method of your own")
+    parser.add_argument("--config", action="config", help="YAML file of options; later options override it")
+    groups: dict[str, type] = {f"options of {method.name}": method.strategy.Config, **GROUPS}
+    for title, group in groups.items():
+        parser.add_class_arguments(group, as_group=True)
+        parser._action_groups[-1].title = title if title not in GROUPS else f"{title} options"
+    parser.set_defaults(resolve_defaults(method.name, model))
+    return parser
+
+
+def parse_train(argv: Sequence[str], modality: str, prog: str) -> TrainConfig:
+    """Turn a command line into a configuration.
+
+    Args:
+        argv: arguments without the program's name.
+        modality: "image" or "text": whose methods the command offers.
+        prog: the program's name in messages.
+
+    Raises:
+        UserError: for unknown methods and contradictory options. Exits with 2 on unknown or ill-typed ones.
+    """
+    peeked = _peek(argv)
+    if peeked.get("method_file"):
+        load_method_file(Path(peeked["method_file"]))
+    if not peeked.get("method"):
+        if not argv or {"-h", "--help"} & set(argv):
+            sys.stdout.write(overview(modality, prog))
+            sys.exit(0 if argv else 2)
+        names = ", ".join(m.name for m in list_methods(modality))
+        raise UserError(f"--method is missing; choose one of: {names}")
+    method = get_method(peeked["method"])
+    if method.strategy.spec.modality != modality:
+        script = "train_text.py" if method.strategy.spec.modality == "text" else "train.py"
+        raise UserError(f"{method.name!r} is a method for {method.strategy.spec.modality} models: run it with {script}")
+    parser = build_parser(method, peeked.get("pretrained_model_name_or_path"), prog)
+    values = _as_dict(parser.parse_args(list(argv)))
+    for extra in ("config", "method_file", "method"):
+        values.pop(extra, None)
+    return TrainConfig.from_flat(method.name, method.strategy.Config, values)
+
+
+def overview(modality: str, prog: str) -> str:
+    """Help without a method: what there is, the options used most, where to read on."""
+    methods = list_methods(modality)
+    parser = build_parser(methods[0], None, prog)
+    lines = [f"usage: {prog} --method NAME [options]", "", "methods:"]
+    lines += [f"  {m.name:<18} {m.summary}" for m in methods]
+    lines += ["", "main options:"]
+    described = {a.dest: a for a in parser._actions}
+    for name in MAIN_OPTIONS:
+        if name in described:
+            lines.append(f"  --{name:<32} {str(described[name].help).split(' (type:')[0].splitlines()[0]}")
+    lines += [
+        "",
+        f"all options of a method: {prog} --method NAME --help",
+        "the resolved configuration: --print_config",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _peek(argv: Sequence[str]) -> dict[str, Any]:
+    """Read what decides the parser itself, from the command line and from a configuration file named on it."""
+    wanted = ("method", "method_file", "pretrained_model_name_or_path", "config")
+    found: dict[str, Any] = {}
+    for index, word in enumerate(argv):
+        for name in wanted:
+            if word.startswith(f"--{name}="):
+                found[name] = word.split("=", 1)[1]
+            elif word == f"--{name}" and index + 1 < len(argv):
+                found[name] = argv[index + 1]
+    if "config" in found:
+        from_file = read_yaml(Path(found["config"]))
+        found = {**{name: from_file[name] for name in wanted if name in from_file}, **found}
+    return found
+
+
+def _as_dict(namespace: Namespace) -> dict[str, Any]:
+    return dict(namespace.as_dict())
