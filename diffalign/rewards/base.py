@@ -1,0 +1,58 @@
+"""The one interface of everything that judges an image: training, data synthesis, noise optimisation and evaluation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+Metadata = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class RewardInfo:
+    """What a reward's number means.
+
+    Args:
+        name: what command lines call it; carries the version where versions differ ("hpsv2.1").
+        unit: what one unit means.
+        range: least and greatest value; infinities where there is no bound.
+        differentiable: gradients with respect to the images exist and mean something.
+        needs_metadata: the structured description of the caption must be given.
+        licence: of the weights.
+    """
+
+    name: str
+    unit: str
+    range: tuple[float, float]
+    differentiable: bool
+    needs_metadata: bool = False
+    licence: str = ""
+
+
+class Reward(ABC):
+    """Judges images against captions; higher is better.
+
+    Example::
+
+        reward = PickScore.load("tiny-pickscore")
+        scores = reward.score(images, ["a photo of a red circle"] * len(images))  # (batch,)
+    """
+
+    info: RewardInfo
+
+    @abstractmethod
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
+        """Score a batch.
+
+        Args:
+            images: (batch, 3, height, width) in [0, 1].
+            prompts: one caption an image.
+            metadata: one structured description an image, for rewards that need it.
+
+        Returns:
+            (batch,) float32, with a graph where the images have one and the reward is differentiable.
+        """
