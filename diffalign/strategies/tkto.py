@@ -1,0 +1,82 @@
+"""TKTO, text preference optimisation from labels: one image, one caption, and whether they match.
+
+Paper: Xian et al., "Free Lunch Alignment of Text-to-Image Diffusion Models without Preference Image Pairs",
+arXiv 2509.25771. Official code: https://github.com/DSL-Lab/T2I-Free-Lunch-Alignment.
+
+Diffusion-KTO's objective with captions in the place of judgements: w = +1 for a matching, -1 for a mismatched caption::
+
+    g_i  = ref_err(x, c_i) - err(x, c_i)
+    q    = max(0, mean g)                          over the whole optimizer step and all processes, no gradient
+    loss = mean_i lambda_i (1 - sigmoid(w_i beta (g_i - q)))
+
+The same formula serves epsilon, v and flow. beta multiplies means over elements (for sums over n elements: beta / n).
+The formula is the paper's definition; the constants are Diffusion-KTO's, since the paper's are not known to us.
+Captions must not be dropped: an empty caption matches as well as another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+from diffalign.batch import ImageBatch
+from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Reduce, Spec, Strategy, Terms
+from diffalign.strategies.pair_kernel import DenoisingKernel, Noised
+from diffalign.strategies.registry import register
+from diffalign.strategies.utility import UtilityObjective, label_rows
+
+
+@dataclass(frozen=True)
+class TKTOConfig:
+    """Constants of TKTO.
+
+    Args:
+        beta: inverse temperature on the difference of mean errors. 5000: Diffusion-KTO's on SD 1.5.
+        reference_scope: examples whose gains make the reference point, as in Diffusion-KTO.
+        weight_matched: lambda of matching captions. 1: as in Diffusion-KTO.
+        weight_mismatched: lambda of mismatched captions. 1: as in Diffusion-KTO.
+    """
+
+    beta: float = 5000.0
+    reference_scope: Literal["update", "micro_batch"] = "update"
+    weight_matched: float = 1.0
+    weight_mismatched: float = 1.0
+
+
+@register(
+    "tkto",
+    summary="an image with a matching or a mismatched caption, as liked and disliked; no preference images",
+    paper="Free Lunch Alignment of Text-to-Image Diffusion Models without Preference Image Pairs (arXiv 2509.25771)",
+    repository="https://github.com/DSL-Lab/T2I-Free-Lunch-Alignment",
+)
+class TKTO(Strategy):
+    """Learns which captions fit."""
+
+    spec = Spec(data="labelled_captions", statistics="update")
+    Config = TKTOConfig
+
+    def __init__(self, config: TKTOConfig) -> None:
+        super().__init__(config)
+        self.spec = replace(self.spec, statistics=config.reference_scope)
+        weights = (config.weight_matched, config.weight_mismatched)
+        self.objective = UtilityObjective(config.beta, weights=weights)
+
+    def kernel(self) -> Kernel:
+        """Plain denoising errors."""
+        return DenoisingKernel()
+
+    def frozen(self, ctx: Context, batch: ImageBatch, draws: Noised, piece: Piece) -> Mapping[str, Tensor]:
+        """Add the labels to the reference's errors."""
+        values = super().frozen(ctx, batch, draws, piece)
+        return {**values, "label": label_rows(batch, piece, like=values["reference"])}
+
+    def statistics(self, terms: Terms, reduce: Reduce) -> Mapping[str, Tensor]:
+        """The reference point."""
+        return {"reference_point": self.objective.point(terms, reduce)}
+
+    def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
+        """See :class:`~diffalign.strategies.utility.UtilityObjective`."""
+        return self.objective(terms, statistics)

@@ -1,0 +1,139 @@
+"""Human utility of single judgements (Kahneman and Tversky): learning from likes and dislikes instead of pairs.
+
+What an example *gains* over the reference (a difference of errors or of log-probabilities) is measured from a reference
+point, signed by its label, and passed through a utility that flattens for large gains and losses. Shared by the image
+and text methods of this family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffalign.batch import Batch
+from diffalign.errors import UserError, unknown
+from diffalign.strategies.base import LossOutput, Piece, Reduce, Terms
+from diffalign.strategies.heads import accuracy
+
+Utility = Literal["sigmoid", "loss_averse", "risk_seeking"]
+PointRule = Literal["batch_mean", "class_means", "mismatched"]
+
+
+def utility(z: Tensor, kind: Utility) -> Tensor:
+    """Return the utility of a signed, scaled gain: ``sigmoid(z)``, ``log sigmoid(z)`` or ``-log sigmoid(-z)``."""
+    if kind == "sigmoid":
+        return torch.sigmoid(z)
+    if kind == "loss_averse":
+        return F.logsigmoid(z)
+    if kind == "risk_seeking":
+        return -F.logsigmoid(-z)
+    raise unknown("utility", kind, get_args(Utility))
+
+
+def batch_mean(gain: Tensor, reduce: Reduce) -> Tensor:
+    """Return ``max(0, mean gain)`` over all processes, a scalar.
+
+    Args:
+        gain: (rows, K).
+        reduce: sums over processes.
+    """
+    total, count = reduce(torch.stack([gain.sum(), torch.ones_like(gain).sum()]))
+    return (total / count).clamp_min(0)
+
+
+def class_means(gain: Tensor, label: Tensor, reduce: Reduce) -> Tensor:
+    """Return the average of the two classes' mean gains over all processes, a scalar, not clamped.
+
+    A class without examples is left out; the official code takes its mean as 0 and so halves the other's.
+
+    Args:
+        gain: (rows, K).
+        label: (rows, K), 1 liked, 0 disliked.
+        reduce: sums over processes.
+    """
+    classes = torch.stack([label, 1 - label]).to(gain.dtype)
+    sums, counts = reduce(torch.stack([(classes * gain).sum((1, 2)), classes.sum((1, 2))]))
+    present = (counts > 0).to(gain.dtype)
+    return (sums / counts.clamp_min(1)).sum() / present.sum()
+
+
+def label_rows(batch: Batch, piece: Piece, like: Tensor) -> Tensor:
+    """Return the labels of a piece's rows, (rows, 1), typed and placed as ``like``.
+
+    Raises:
+        UserError: if the batch carries no labels.
+    """
+    if "label" not in batch.fields:
+        have = ", ".join(sorted(batch.fields)) or "none"
+        raise UserError(
+            f"this method needs a 'label' for each example (1 good, 0 bad); the data has the fields: {have}"
+        )
+    label = batch.fields["label"].to(like)[:, None]
+    return label if piece.rows is None else label[piece.rows]
+
+
+@dataclass(frozen=True)
+class UtilityObjective:
+    """The objective ``mean over rows of weight * (1 - U(w beta (gain - point)))``, w = +1 liked, -1 disliked.
+
+    The terms are errors, one column, with the frozen values "reference" and "label", and, for the rule of that name,
+    "mismatched_gain".
+
+    Args:
+        beta: inverse temperature on the gain.
+        kind: the utility U.
+        weights: of liked and of disliked examples.
+        rule: what the reference point is.
+    """
+
+    beta: float
+    kind: Utility = "sigmoid"
+    weights: tuple[float, float] = (1.0, 1.0)
+    rule: PointRule = "batch_mean"
+
+    def point(self, terms: Terms, reduce: Reduce) -> Tensor:
+        """Return the reference point, a scalar without gradient."""
+        gain = (terms.reference - terms.policy).detach()
+        if self.rule == "batch_mean":
+            return batch_mean(gain, reduce)
+        if self.rule == "class_means":
+            return class_means(gain, terms.frozen["label"], reduce)
+        if self.rule == "mismatched":
+            unrelated = terms.frozen["mismatched_gain"]
+            total, count = reduce(torch.stack([unrelated.sum(), torch.ones_like(unrelated).sum()]))
+            return total / count
+        raise unknown("reference point", self.rule, get_args(PointRule))
+
+    def logits(self, terms: Terms, point: Tensor) -> Tensor:
+        """Return ``z = w beta (reference - policy - point)``, (rows, 1): positive where a judgement is satisfied."""
+        sign = 2 * terms.frozen["label"] - 1
+        return sign * self.beta * (terms.reference - terms.policy - point)
+
+    def __call__(self, terms: Terms, statistics: Mapping[str, Tensor]) -> LossOutput:
+        """Return the mean loss over rows and the metrics, per row."""
+        label, point = terms.frozen["label"], statistics["reference_point"]
+        z = self.logits(terms, point)
+        weight = torch.where(label > 0.5, self.weights[0], self.weights[1]).to(z)
+        losses = weight * (1 - utility(z, self.kind))
+        return LossOutput(losses.mean(), self._metrics(terms, z.detach(), losses.detach(), point))
+
+    def _metrics(self, terms: Terms, z: Tensor, losses: Tensor, point: Tensor) -> dict[str, Tensor]:
+        gain = (terms.reference - terms.policy).detach()
+        liked = terms.frozen["label"]
+        by_row = {
+            "loss": losses,
+            "logit": z,
+            "implicit_accuracy": accuracy(z),
+            "effective_weight": torch.sigmoid(z) * torch.sigmoid(-z),
+            "gain": gain,
+            "gain_for_label": (2 * liked - 1) * gain,
+            "liked_share": liked,
+            "policy_error": terms.policy.detach(),
+            "reference_error": terms.reference,
+        }
+        return {name: value.mean(dim=1) for name, value in by_row.items()} | {"reference_point": point}
