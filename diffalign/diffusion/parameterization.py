@@ -1,0 +1,59 @@
+"""What a network predicts, in terms of clean latents and noise.
+
+One entry for each prediction type; nothing else in the package knows their formulas. With ``x = alpha x0 + sigma eps``::
+
+    epsilon        o = eps                        any alpha > 0
+    sample         o = x0                         any sigma > 0
+    v_prediction   o = alpha eps - sigma x0       alpha^2 + sigma^2 = 1 (Salimans and Ho, arXiv 2202.00512)
+    flow           o = eps - x0                   alpha + sigma = 1 (rectified flow, arXiv 2209.03003)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from diffalign.diffusion.level import Level
+
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
+Convert = Callable[[Tensor, Tensor, Level], Tensor]
+
+
+class Parameterization(NamedTuple):
+    """Conversions of one prediction type; levels are shaped to broadcast.
+
+    Args:
+        x0: (prediction, noisy, level) -> clean latents.
+        epsilon: (prediction, noisy, level) -> noise.
+        prediction: (x0, epsilon, level) -> prediction.
+    """
+
+    x0: Convert
+    epsilon: Convert
+    prediction: Convert
+
+
+PARAMETERIZATIONS: dict[PredictionType, Parameterization] = {
+    "epsilon": Parameterization(
+        x0=lambda o, x, at: (x - at.sigma * o) / at.alpha,
+        epsilon=lambda o, x, at: o,
+        prediction=lambda x0, epsilon, at: epsilon,
+    ),
+    "sample": Parameterization(
+        x0=lambda o, x, at: o,
+        epsilon=lambda o, x, at: (x - at.alpha * o) / at.sigma,
+        prediction=lambda x0, epsilon, at: x0,
+    ),
+    "v_prediction": Parameterization(
+        x0=lambda o, x, at: at.alpha * x - at.sigma * o,
+        epsilon=lambda o, x, at: at.alpha * o + at.sigma * x,
+        prediction=lambda x0, epsilon, at: at.alpha * epsilon - at.sigma * x0,
+    ),
+    "flow": Parameterization(
+        x0=lambda o, x, at: x - at.sigma * o,
+        epsilon=lambda o, x, at: x + at.alpha * o,
+        prediction=lambda x0, epsilon, at: epsilon - x0,
+    ),
+}
