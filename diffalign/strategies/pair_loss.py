@@ -1,0 +1,130 @@
+"""From errors of pairs to a preference loss: margins, logit, head, and what every run reports of them.
+
+With err the mean squared error of an image, lower = better, and the reference's errors beside the policy's::
+
+    d_w  = ref_err_w - err_w        d_l = ref_err_l - err_l        better than the reference where positive
+    z    = 0.5 * beta * weight * (d_w - d_l)                       positive where the pair is ranked correctly
+    loss = mean over pairs of  head(z) + sft_weight * err_w
+
+The factor 0.5 and the mean over elements are those of Diffusion-DPO's code. In the paper's terms, a sum over the n elements
+of an image, the same logit has ``beta_sum = 0.5 * beta / n`` (:func:`beta_for_sums`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffalign.errors import UserError
+from diffalign.strategies.base import LossOutput, Terms
+from diffalign.strategies.heads import Head, accuracy, preference_loss
+
+
+class PairErrors(NamedTuple):
+    """Mean squared errors of B pairs, each (B,)."""
+
+    err_w: Tensor
+    err_l: Tensor
+    ref_err_w: Tensor
+    ref_err_l: Tensor
+
+    @staticmethod
+    def of(terms: Terms) -> PairErrors:
+        """Split terms (2 B, K) in block order, averaging over K."""
+        return PairErrors(*terms.policy.mean(dim=1).chunk(2), *terms.reference.mean(dim=1).chunk(2))
+
+    @property
+    def d_w(self) -> Tensor:
+        """By how much the policy denoises the chosen image better than the reference does."""
+        return self.ref_err_w - self.err_w
+
+    @property
+    def d_l(self) -> Tensor:
+        """By how much the policy denoises the rejected image better than the reference does."""
+        return self.ref_err_l - self.err_l
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Return margins and errors to report, (B,) each, detached."""
+        values = {
+            "winner_margin": self.d_w,
+            "loser_margin": -self.d_l,
+            "policy_error_chosen": self.err_w,
+            "policy_error_rejected": self.err_l,
+            "reference_error_chosen": self.ref_err_w,
+            "reference_error_rejected": self.ref_err_l,
+        }
+        return {name: value.detach() for name, value in values.items()}
+
+
+def scale_gradient(value: Tensor, scale: float) -> Tensor:
+    """Return ``value`` unchanged, with its gradient multiplied by ``scale``."""
+    return value if scale == 1.0 else value.detach() + scale * (value - value.detach())
+
+
+def beta_for_sums(beta: float, elements: int) -> float:
+    """Return the paper's beta, for errors summed over an image's elements, that gives the same logit as ``beta`` here."""
+    return 0.5 * beta / elements
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """Options of every pairwise objective; methods add their own constants.
+
+    Args:
+        sft_weight: weight of the chosen image's own error, added to the loss. 0: none of the papers has it.
+        rejected_gradient_scale: factor on the gradient through the rejected image; below 1 protects against a loss that
+            falls only because rejected images are denoised ever worse. 1: the papers.
+    """
+
+    sft_weight: float = 0.0
+    rejected_gradient_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("sft_weight", "rejected_gradient_scale"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}: expected 0 or more")
+
+
+@dataclass(frozen=True)
+class PairObjective:
+    """A head on the scaled margin between the two images of a pair.
+
+    Args:
+        beta: inverse temperature, with the factor 0.5 and errors averaged over elements.
+        options: weight of supervision, scale of the rejected gradient.
+        head: which loss of the logit.
+        label_smoothing: probability that a label is wrong; for the sigmoid head only.
+    """
+
+    beta: float
+    options: PairConfig = PairConfig()
+    head: Head = "sigmoid"
+    label_smoothing: float = 0.0
+
+    def __call__(self, errors: PairErrors, weight: Tensor | float = 1.0) -> LossOutput:
+        """Return the loss, a mean over pairs, and the metrics.
+
+        Args:
+            errors: of the pairs of a micro-batch.
+            weight: factor on each pair's margin, inside the head; (B,) or one for all.
+        """
+        d_l = scale_gradient(errors.d_l, self.options.rejected_gradient_scale)
+        return self.from_margin(weight * (errors.d_w - d_l), errors)
+
+    def from_margin(self, margin: Tensor, errors: PairErrors) -> LossOutput:
+        """Return the loss of margins (B,) that a method forms by a rule of its own; ``errors`` serve the other parts."""
+        scale = 0.5 * self.beta
+        losses = preference_loss(margin, scale, self.head, self.label_smoothing)
+        if self.options.sft_weight:
+            losses = losses + self.options.sft_weight * errors.err_w
+        logit = scale * margin.detach()
+        metrics = {
+            "loss": losses.detach(),
+            "logit": logit,
+            "implicit_accuracy": accuracy(logit),
+            "effective_weight": torch.sigmoid(-logit),
+        }
+        return LossOutput(losses.mean(), metrics | errors.metrics())
