@@ -6,8 +6,8 @@ With err the mean squared error of an image, lower = better, and the reference's
     z    = 0.5 * beta * weight * (d_w - d_l)                       positive where the pair is ranked correctly
     loss = mean over pairs of  head(z) + sft_weight * err_w
 
-The factor 0.5 and the mean over elements are those of Diffusion-DPO's code. In the paper's terms, a sum over the n elements
-of an image, the same logit has ``beta_sum = 0.5 * beta / n`` (:func:`beta_for_sums`).
+The factor 0.5 and the mean over elements are those of Diffusion-DPO's code. In the paper's terms, a sum over the n
+elements of an image, the same logit has ``beta_sum = 0.5 * beta / n`` (:func:`beta_for_sums`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def scale_gradient(value: Tensor, scale: float) -> Tensor:
 
 
 def beta_for_sums(beta: float, elements: int) -> float:
-    """Return the paper's beta, for errors summed over an image's elements, that gives the same logit as ``beta`` here."""
+    """Return the beta of errors summed over an image's elements (the paper's) that gives the logit of ``beta`` here."""
     return 0.5 * beta / elements
 
 
@@ -115,7 +115,7 @@ class PairObjective:
         return self.from_margin(weight * (errors.d_w - d_l), errors)
 
     def from_margin(self, margin: Tensor, errors: PairErrors) -> LossOutput:
-        """Return the loss of margins (B,) that a method forms by a rule of its own; ``errors`` serve the other parts."""
+        """Return the loss of margins (B,) that a method forms by its own rule; ``errors`` serve the other parts."""
         scale = 0.5 * self.beta
         losses = preference_loss(margin, scale, self.head, self.label_smoothing)
         if self.options.sft_weight:
