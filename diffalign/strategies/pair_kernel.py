@@ -47,25 +47,50 @@ class Noised:
 Noiser = Callable[[Context, ImageBatch], Noised]
 
 
-def draw_timesteps(ctx: Context, batch: ImageBatch) -> Tensor:
-    """Draw one timestep an example from the process's own training distribution, (B,)."""
+def draw_timesteps(ctx: Context, batch: ImageBatch, floor: float = 0.0) -> Tensor:
+    """Draw one timestep an example from the process's own training distribution, (B,).
+
+    Args:
+        ctx: gives the process.
+        batch: gives the seeds.
+        floor: share of the training timesteps, from the least noisy on, that is left out.
+    """
     process = ctx.policy.process
-    drawn = [process.sample_timesteps(1, generator) for generator in row_generators(batch.seeds, "timestep")]
+    low = int(floor * process.num_train_timesteps)
+    drawn = [process.sample_timesteps(1, generator, low=low) for generator in row_generators(batch.seeds, "timestep")]
     return torch.cat(drawn).to(ctx.device)
 
 
-def fresh_noise(ctx: Context, batch: ImageBatch) -> Noised:
-    """Draw ONE timestep and ONE noise an example and use them for all its images (as Diffusion-DPO's code does)."""
-    process, blocks = ctx.policy.process, batch.images_per_example
-    timesteps = draw_timesteps(ctx, batch).repeat(blocks)
-    noise = randn_rows(batch.seeds, batch.latents.shape[1:], "noise", ctx.device)
-    noise = noise.repeat(blocks, *[1] * (noise.dim() - 1))
+def noised_at(ctx: Context, batch: ImageBatch, timesteps: Tensor, noise: Tensor) -> Noised:
+    """Noise every image with the process's own target.
+
+    Args:
+        ctx: gives the process.
+        batch: B examples of N images.
+        timesteps: (B,) one an example, shared by its images.
+        noise: (N * B, channels, ...) in block order.
+    """
+    process, timesteps = ctx.policy.process, timesteps.repeat(batch.images_per_example)
     return Noised(
         latents=process.add_noise(batch.latents, noise, timesteps),
         timesteps=timesteps,
         target=process.target(batch.latents, noise, timesteps),
         condition=batch.condition,
     )
+
+
+def fresh_noise(ctx: Context, batch: ImageBatch, floor: float = 0.0) -> Noised:
+    """Draw ONE timestep and ONE noise an example and use them for all its images (as Diffusion-DPO's code does)."""
+    noise = randn_rows(batch.seeds, batch.latents.shape[1:], "noise", ctx.device)
+    noise = noise.repeat(batch.images_per_example, *[1] * (noise.dim() - 1))
+    return noised_at(ctx, batch, draw_timesteps(ctx, batch, floor), noise)
+
+
+def own_noise(ctx: Context, batch: ImageBatch, floor: float = 0.0) -> Noised:
+    """Draw ONE timestep an example, and for each of its images a noise of its own."""
+    shape = (batch.images_per_example, *batch.latents.shape[1:])
+    noise = randn_rows(batch.seeds, shape, "noise", ctx.device).transpose(0, 1).flatten(0, 1)
+    return noised_at(ctx, batch, draw_timesteps(ctx, batch, floor), noise)
 
 
 def squared_errors(
