@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffalign.batch import Condition, ImageBatch
 from diffalign.diffusion.random import randn_rows, row_generators
+from diffalign.diffusion.timesteps import draw_indices, few_step_timesteps
 from diffalign.policies.base import Policy
 from diffalign.strategies.base import Context, Piece
 
@@ -61,6 +62,20 @@ def draw_timesteps(ctx: Context, batch: ImageBatch, floor: float = 0.0) -> Tenso
     return torch.cat(drawn).to(ctx.device)
 
 
+def draw_few_step_timesteps(ctx: Context, batch: ImageBatch, num_steps: int) -> Tensor:
+    """Draw one timestep an example, uniformly from the few that a distilled model knows, (B,).
+
+    Args:
+        ctx: gives the process.
+        batch: gives the seeds.
+        num_steps: how many timesteps the model knows, evenly spread.
+    """
+    process = ctx.policy.process
+    total = process.num_train_timesteps
+    drawn = torch.cat([draw_indices(1, generator, 0, total) for generator in row_generators(batch.seeds, "timestep")])
+    return process.timestep_at(few_step_timesteps(drawn, total, num_steps)).to(ctx.device)
+
+
 def noised_at(ctx: Context, batch: ImageBatch, timesteps: Tensor, noise: Tensor) -> Noised:
     """Noise every image with the process's own target.
 
@@ -79,11 +94,15 @@ def noised_at(ctx: Context, batch: ImageBatch, timesteps: Tensor, noise: Tensor)
     )
 
 
+def shared_noise(ctx: Context, batch: ImageBatch) -> Tensor:
+    """Draw one noise an example, the same for all its images, (N * B, channels, ...)."""
+    noise = randn_rows(batch.seeds, batch.latents.shape[1:], "noise", ctx.device)
+    return noise.repeat(batch.images_per_example, *[1] * (noise.dim() - 1))
+
+
 def fresh_noise(ctx: Context, batch: ImageBatch, floor: float = 0.0) -> Noised:
     """Draw ONE timestep and ONE noise an example and use them for all its images (as Diffusion-DPO's code does)."""
-    noise = randn_rows(batch.seeds, batch.latents.shape[1:], "noise", ctx.device)
-    noise = noise.repeat(batch.images_per_example, *[1] * (noise.dim() - 1))
-    return noised_at(ctx, batch, draw_timesteps(ctx, batch, floor), noise)
+    return noised_at(ctx, batch, draw_timesteps(ctx, batch, floor), shared_noise(ctx, batch))
 
 
 def own_noise(ctx: Context, batch: ImageBatch, floor: float = 0.0) -> Noised:
