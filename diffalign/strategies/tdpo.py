@@ -1,0 +1,81 @@
+"""TDPO, text preference optimisation from pairs of captions: one image, a matching and a mismatched caption.
+
+Paper: Xian et al., "Free Lunch Alignment of Text-to-Image Diffusion Models without Preference Image Pairs",
+arXiv 2509.25771. Official code: https://github.com/DSL-Lab/T2I-Free-Lunch-Alignment.
+
+One image x, one timestep, one noise, seen under both captions::
+
+    err(c) = mean over elements of (prediction(x_t, t, c) - target)^2
+    d_w    = ref_err(c_w) - err(c_w)        d_l = ref_err(c_l) - err(c_l)
+    loss   = mean over images of -log sigmoid(0.5 beta (d_w - d_l))
+
+The targets of both rows are one tensor, hence captions that read alike cancel exactly, gradient included. Captions
+must not be dropped (two empty ones teach nothing), nor may an edit lie beyond the text encoder's last token. The same
+formula serves epsilon, v and flow. For errors summed over n elements the logit has 0.5 * beta / n.
+
+The mismatched caption is a fine caption of another image: watch ``policy_error_chosen`` beside the reference's, for the
+margin keeps rising while both errors do and samples fall apart. Then ``sft_weight``, a ``rejected_gradient_scale``
+below 1, or a larger beta helps. The constants are Diffusion-DPO's, since the paper's are not known to us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from diffalign.batch import ImageBatch
+from diffalign.errors import UserError
+from diffalign.strategies.base import Kernel, LossOutput, Spec, Strategy, Terms
+from diffalign.strategies.pair_kernel import DenoisingKernel, fresh_noise
+from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective
+from diffalign.strategies.registry import register
+
+
+@dataclass(frozen=True)
+class TDPOConfig(PairConfig):
+    """Constants of TDPO.
+
+    Args:
+        beta: inverse temperature, in Diffusion-DPO's convention. 2000: that method's on SD 1.5.
+        timestep_floor: share of the least noisy timesteps that is left out: there the image decides and the caption
+            moves the prediction little. 0: Diffusion-DPO's distribution.
+    """
+
+    beta: float = 2000.0
+    timestep_floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.timestep_floor < 1:
+            raise UserError(f"timestep_floor is {self.timestep_floor}: expected a share, 0 or more and below 1")
+
+
+@register(
+    "tdpo",
+    summary="an image under its caption against the same image under a wrong one; no preference images",
+    paper="Free Lunch Alignment of Text-to-Image Diffusion Models without Preference Image Pairs (arXiv 2509.25771)",
+    repository="https://github.com/DSL-Lab/T2I-Free-Lunch-Alignment",
+)
+class TDPO(Strategy):
+    """Learns which of two captions an image has."""
+
+    spec = Spec(data="mismatched_captions")
+    Config = TDPOConfig
+
+    def __init__(self, config: TDPOConfig) -> None:
+        super().__init__(config)
+        self.objective = PairObjective(config.beta, config)
+
+    def kernel(self) -> Kernel:
+        """The same noisy image under both captions."""
+        return DenoisingKernel(partial(fresh_noise, floor=self.config.timestep_floor))
+
+    def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
+        """Log-sigmoid of the margin between the captions, and how far apart the policy tells them."""
+        errors = PairErrors.of(terms)
+        output = self.objective(errors)
+        prompt_margin = (errors.err_l - errors.err_w).detach()
+        return LossOutput(output.loss, {**output.metrics, "prompt_margin": prompt_margin})
