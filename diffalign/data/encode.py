@@ -1,0 +1,239 @@
+"""From examples to batches: latents and conditions, each image and caption encoded once.
+
+Decided once for an example and shared by all its images: crop, flip, caption dropout, size conditioning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from diffalign.batch import Condition, ImageBatch
+from diffalign.data.cache import LatentCache, LatentKey, PromptCache, PromptKey
+from diffalign.data.image_source import UnreadableImage
+from diffalign.data.loader import MicroBatch
+from diffalign.data.prepare import FramingOptions, ImagePreparer, Prepared
+from diffalign.data.schema import Example, ExampleSet, kind_info
+from diffalign.diffusion.random import rand_rows
+from diffalign.errors import UserError
+from diffalign.policies.base import Policy
+from diffalign.strategies.base import DataKind
+
+Progress = Callable[[int, int], None]
+"""Told (examples done, examples in all) while a data set is encoded ahead."""
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """How images and captions are turned into batches.
+
+    Args:
+        framing: size, crop and flip of the images.
+        caption_dropout: probability that an example is seen with the empty caption in a visit.
+        encoder_id: identity of the model's encoders, part of all cache keys; must differ where weights differ.
+        encode_batch: images or captions in one pass while a data set is encoded ahead.
+        strict: refuse unreadable images instead of leaving their examples out, counted.
+    """
+
+    framing: FramingOptions = field(default_factory=FramingOptions)
+    caption_dropout: float = 0.0
+    encoder_id: str = ""
+    encode_batch: int = 16
+    strict: bool = False
+
+
+class ImageEncoder:
+    """Turns micro-batches of examples into :class:`ImageBatch`.
+
+    Args:
+        policy: encodes images and captions.
+        kind: kind of the examples.
+        options: sizes, crops, dropout.
+        latents: cache of latents; filled by :meth:`precompute` only.
+        prompts: cache of embeddings; filled by :meth:`precompute` only.
+
+    Raises:
+        UserError: if the kind forbids caption dropout, or the resolution does not fit the policy.
+
+    Example::
+
+        encoder = ImageEncoder(policy, "pairs", EncoderOptions(caption_dropout=0.1))
+        dataset = encoder.precompute(dataset)
+        loader = ExampleLoader(dataset.examples, LoaderOptions(micro_batch=4, prefetch=2), encoder.prepare)
+        for micro_batches in loader:
+            batches = [encoder(micro) for micro in micro_batches]
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        kind: DataKind,
+        options: EncoderOptions | None = None,
+        latents: LatentCache | None = None,
+        prompts: PromptCache | None = None,
+    ) -> None:
+        self.policy = policy
+        self.options = options or EncoderOptions()
+        self.latents = latents or LatentCache()
+        self.prompts = prompts or PromptCache()
+        resolution = self.options.framing.resolution or policy.default_resolution
+        policy.latent_shape(*resolution)  # refuses sizes that do not fit
+        self.dtype = torch.float32 if policy.dtype == torch.float32 else torch.float16
+        self.prepare = ImagePreparer(
+            self.options.framing, resolution, self.options.encoder_id, self.dtype, self.latents
+        )
+        if self.options.caption_dropout and not kind_info(kind).caption_dropout:
+            raise UserError(
+                f"--caption_dropout {self.options.caption_dropout} makes no sense for {kind.replace('_', ' ')}: with "
+                "both captions empty there is nothing to compare; set it to 0"
+            )
+
+    @torch.no_grad()
+    def __call__(self, micro: MicroBatch[Example]) -> ImageBatch:
+        """Encode a micro-batch.
+
+        Returns:
+            rows in block order; latents float32 on the policy's device, empty where examples have no images.
+
+        Raises:
+            UnreadableImage: if an image cannot be decoded.
+            UserError: if latents come out in another shape than the policy promises.
+        """
+        prepared = micro.prepared if isinstance(micro.prepared, Prepared) else self.prepare(micro)
+        fresh = self._encode_pixels(prepared.pixels)
+        images = len(micro.examples[0].images)
+        keys = [framed[block].key for block in range(images) for framed in prepared.framed]
+        rows = [fresh[key] if key in fresh else self.latents.get(key) for key in keys]
+        device = self.policy.device
+        return ImageBatch(
+            ids=[example.id for example in micro.examples],
+            seeds=micro.seeds,
+            prompts=[example.prompts[0] for example in micro.examples],
+            fields=_field_tensors(micro.examples, device),
+            cache_keys=micro.cache_keys,
+            latents=torch.stack([row.to(device) for row in rows]).float() if rows else torch.empty(0, device=device),
+            conditions=self._conditions(micro, prepared, blocks=max(1, images)),
+        )
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
+        """Return the condition of captions on the policy's device, one row each, from the cache where it holds all."""
+        device = self.policy.device
+        keys = [self._prompt_key(prompt) for prompt in prompts]
+        if all(key in self.prompts for key in keys):
+            return self.prompts.get(keys).to(device)
+        row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+        condition = self.policy.encode_prompts(list(row_of)).to(device, self.policy.dtype)
+        return condition.select(torch.tensor([row_of[prompt] for prompt in prompts], device=device))
+
+    @torch.no_grad()
+    def precompute(
+        self, dataset: ExampleSet, further_prompts: Sequence[str] = (), progress: Progress | None = None
+    ) -> ExampleSet:
+        """Encode every image and caption of a data set into the caches, each once.
+
+        The order of work is that of the data, so all processes and a resumed run get the same bits. With a cache
+        folder, let one process do it first and the others call it afterwards: they find everything done.
+
+        Args:
+            dataset: the examples.
+            further_prompts: captions needed besides, for example those of the validation grid.
+            progress: told how far the work is.
+
+        Returns:
+            the data set without the examples whose images cannot be decoded; how many is noted.
+
+        Raises:
+            UnreadableImage: for such an image when ``strict`` is set.
+            UserError: if no example is left, or framing changes at every visit.
+        """
+        if not self.options.framing.fixed:
+            raise UserError("images whose crop or flip changes at every visit cannot be encoded ahead of training")
+        pending: dict[LatentKey, Tensor] = {}
+        kept: list[Example] = []
+        for done, example in enumerate(dataset.examples):
+            found: dict[LatentKey, Tensor] = {}
+            try:
+                self.prepare.frame(example, 0, found, remember=True)
+            except UnreadableImage:
+                if self.options.strict:
+                    raise
+                continue
+            kept.append(example)
+            pending.update(found)
+            if len(pending) >= self.options.encode_batch:
+                self._keep_latents(pending)
+            if progress is not None:
+                progress(done + 1, len(dataset))
+        self._keep_latents(pending)
+        self._keep_prompts(dict.fromkeys([*(p for e in kept for p in e.prompts), *further_prompts, ""]))
+        for store in (self.latents.store, self.prompts.store):
+            store.flush()
+        return dataset.with_examples(kept, {"examples with unreadable images skipped": len(dataset) - len(kept)})
+
+    def _encode_pixels(self, pixels: dict[LatentKey, Tensor]) -> dict[LatentKey, Tensor]:
+        encoded: dict[LatentKey, Tensor] = {}
+        for height, width in dict.fromkeys(key.resolution for key in pixels):
+            keys = [key for key in pixels if key.resolution == (height, width)]
+            latents = self.policy.encode_images(torch.stack([pixels[key] for key in keys]).to(self.policy.device))
+            expected = tuple(self.policy.latent_shape(height, width))
+            if tuple(latents.shape[1:]) != expected:
+                raise UserError(
+                    f"images of {height}x{width} pixels gave latents of shape {tuple(latents.shape[1:])}, but "
+                    f"the model expects {expected}: choose another --resolution"
+                )
+            # Cached or fresh, the numbers must be the same.
+            encoded.update(zip(keys, latents.to(self.dtype), strict=True))
+        return encoded
+
+    def _keep_latents(self, pending: dict[LatentKey, Tensor]) -> None:
+        for key, latents in self._encode_pixels(pending).items():
+            self.latents.put(key, latents)
+        pending.clear()
+
+    def _keep_prompts(self, prompts: Iterable[str]) -> None:
+        missing = [prompt for prompt in prompts if self._prompt_key(prompt) not in self.prompts]
+        for start in range(0, len(missing), self.options.encode_batch):
+            part = missing[start : start + self.options.encode_batch]
+            self.prompts.put([self._prompt_key(prompt) for prompt in part], self.policy.encode_prompts(part))
+
+    def _prompt_key(self, prompt: str) -> PromptKey:
+        return PromptKey(prompt, self.options.encoder_id, self.policy.dtype)
+
+    def _conditions(self, micro: MicroBatch[Example], prepared: Prepared, blocks: int) -> tuple[Condition, ...]:
+        """Return one condition a block; blocks with the same captions share the object."""
+        chances = rand_rows(micro.seeds, "caption_dropout", torch.device("cpu"))
+        dropped = (chances < self.options.caption_dropout).tolist()
+        sizes = self._sizes(micro.examples, prepared)
+        made: dict[tuple[str, ...], Condition] = {}
+        conditions = []
+        for block in range(blocks):
+            captions = tuple(
+                "" if drop else example.prompts[block] for example, drop in zip(micro.examples, dropped, strict=True)
+            )
+            if captions not in made:
+                made[captions] = self.policy.with_size(self.encode_prompts(captions), sizes)
+            conditions.append(made[captions])
+        return tuple(conditions)
+
+    def _sizes(self, examples: Sequence[Example], prepared: Prepared) -> dict[str, Tensor]:
+        """Size conditioning, each (B, 2) of (height or top, width or left), from the first image of an example."""
+        targets = [self.prepare.target(example) for example in examples]
+        firsts = [framed[0] if framed else None for framed in prepared.framed]
+        named = {
+            "original_size": [f.original if f else target for f, target in zip(firsts, targets, strict=True)],
+            "crop_top_left": [f.crop if f else (0, 0) for f in firsts],
+            "target_size": targets,
+        }
+        return {name: torch.tensor(values, device=self.policy.device) for name, values in named.items()}
+
+
+def _field_tensors(examples: Sequence[Example], device: torch.device) -> dict[str, Tensor]:
+    names = examples[0].fields
+    return {
+        name: torch.tensor([example.fields[name] for example in examples], dtype=torch.float32, device=device)
+        for name in names
+    }

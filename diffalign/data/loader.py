@@ -1,0 +1,270 @@
+"""The order of examples: a pure function of (seed, epoch), split over processes by index, resumable anywhere.
+
+A *global batch* holds the examples of one optimizer step over all processes. Which examples those are depends on the
+seed, the epoch and the global batch size alone: the number of processes and the micro-batch size only decide who
+handles which of them. Every example is seen exactly once an epoch; the last global batch of an epoch (of each group,
+where examples differ in shape) may be smaller and is never padded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from diffalign.data.prefetch import prefetched
+from diffalign.diffusion.random import derive_seed
+from diffalign.errors import UserError
+
+
+class HasId(Protocol):
+    """Anything with a stable name can be loaded; ``group`` is optional (see :func:`group_of`)."""
+
+    @property
+    def id(self) -> str: ...
+
+
+E = TypeVar("E", bound=HasId)
+
+
+@dataclass(frozen=True)
+class MicroBatch(Generic[E]):
+    """Examples of one forward pass on one device, not encoded yet.
+
+    Args:
+        examples: the examples.
+        seeds: (B,) int64, one for this visit of each example; all randomness of the visit derives from it.
+        cache_keys: names of the visits where draws are pinned, else None; become ``Batch.cache_keys``.
+        prepared: what the loader's ``prepare`` function made of it in the background.
+    """
+
+    examples: tuple[E, ...]
+    seeds: Tensor
+    cache_keys: tuple[str, ...] | None = None
+    prepared: Any = None
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How examples are grouped and ordered.
+
+    Args:
+        seed: the run's seed.
+        micro_batch: examples in one forward pass.
+        accumulation: micro-batches of one process in one optimizer step.
+        rank: this process.
+        world_size: number of processes.
+        pinned_draws: visits with seeds of their own; after so many epochs the same seeds come again. 0: always new.
+        shuffle: False keeps the order of the data.
+        shuffle_buffer: for streams: examples among which the next one is drawn.
+        prefetch: optimizer steps prepared ahead in a background thread; 0 switches the thread off.
+    """
+
+    seed: int = 0
+    micro_batch: int = 1
+    accumulation: int = 1
+    rank: int = 0
+    world_size: int = 1
+    pinned_draws: int = 0
+    shuffle: bool = True
+    shuffle_buffer: int = 1024
+    prefetch: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank {self.rank} is not one of {self.world_size} processes")
+        if min(self.micro_batch, self.accumulation) < 1:
+            raise UserError(f"a step needs examples: micro batch {self.micro_batch} x accumulation {self.accumulation}")
+
+    @property
+    def global_batch(self) -> int:
+        """Examples in one optimizer step over all processes."""
+        return self.micro_batch * self.accumulation * self.world_size
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where the loader stands: the next global batch to hand out."""
+
+    epoch: int = 0
+    batch: int = 0
+
+
+class ExampleLoader(Generic[E]):
+    """Hands out, for ever, the micro-batches that this process contributes to each optimizer step.
+
+    Args:
+        data: a sequence of examples, or an object with ``open() -> Iterator`` (a stream).
+        options: grouping and order.
+        prepare: run on each micro-batch before it is handed out, in the background when ``prefetch`` is set; its
+            result arrives as ``MicroBatch.prepared``.
+
+    A step's list is empty where the last global batch has fewer examples than there are processes: such a process
+    still takes part in the step's reductions.
+
+    A stream cannot be permuted: its order is that of the source, mixed within ``shuffle_buffer`` examples by
+    (seed, epoch). Every process reads the whole stream and keeps its share, so global batches are still independent of
+    the number of processes; resuming reads again up to the saved position.
+
+    Example::
+
+        loader = ExampleLoader(dataset.examples, LoaderOptions(seed=0, micro_batch=4, accumulation=2))
+        for micro_batches in loader:  # one optimizer step
+            batches = [encoder(micro) for micro in micro_batches]
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        options: LoaderOptions,
+        prepare: Callable[[MicroBatch[E]], Any] | None = None,
+    ) -> None:
+        self.options = options
+        self.position = Position()
+        self._data = data
+        self._streams = hasattr(data, "open")
+        self._prepare = prepare
+        if not self._streams:
+            if not len(data):
+                raise UserError("the data set is empty: there is nothing to train on")
+            _require_unique([example.id for example in data])
+            self._groups = _grouped(data)
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps in one pass over the data; None for a stream."""
+        if self._streams:
+            return None
+        return sum(math.ceil(len(rows) / self.options.global_batch) for rows in self._groups.values())
+
+    def __iter__(self) -> Iterator[list[MicroBatch[E]]]:
+        """Yield the micro-batches of one optimizer step after another, from :attr:`position` on.
+
+        The position moves on as a step is handed out: save it after the step is done.
+        """
+        steps = prefetched(self._produce(self.position), self.options.prefetch)
+        for following, micro_batches in steps:
+            self.position = following
+            yield micro_batches
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position and what it depends on, as plain numbers."""
+        return {
+            "epoch": self.position.epoch,
+            "batch": self.position.batch,
+            "seed": self.options.seed,
+            "global_batch": self.options.global_batch,
+            "examples": 0 if self._streams else len(self._data),
+        }
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go to a saved position; the number of processes may have changed, the global batch may not.
+
+        Raises:
+            UserError: if seed, global batch or data set are not those of the saved position.
+        """
+        current = self.state_dict()
+        for name, what in (("seed", "--seed"), ("global_batch", "global batch"), ("examples", "number of examples")):
+            if state[name] != current[name]:
+                raise UserError(
+                    f"cannot resume: the checkpoint was made with {what} {state[name]}, this run has {current[name]}; "
+                    "the order of the data would differ"
+                )
+        self.position = Position(state["epoch"], state["batch"])
+
+    def global_batches(self, epoch: int) -> Iterator[list[E]]:
+        """Yield the examples of each optimizer step of an epoch, over all processes."""
+        size = self.options.global_batch
+        if self._streams:
+            yield from _stream_batches(self._mixed_stream(epoch), size)
+            return
+        generator = self._generator("order", epoch)
+        batches: list[list[int]] = []
+        for rows in self._groups.values():
+            order = (
+                torch.randperm(len(rows), generator=generator).tolist() if self.options.shuffle else range(len(rows))
+            )
+            mixed = [rows[i] for i in order]
+            batches += [mixed[start : start + size] for start in range(0, len(mixed), size)]
+        if len(self._groups) > 1 and self.options.shuffle:
+            batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        for batch in batches:
+            yield [self._data[row] for row in batch]
+
+    def _produce(self, start: Position) -> Iterator[tuple[Position, list[MicroBatch[E]]]]:
+        epoch, skip = start.epoch, start.batch
+        while True:
+            seen = 0
+            for index, examples in enumerate(self.global_batches(epoch)):
+                seen += 1
+                if index >= skip:
+                    yield Position(epoch, index + 1), self._share(examples, epoch)
+            if not seen:
+                raise UserError("the data set is empty: the stream ended before its first example")
+            epoch, skip = epoch + 1, 0
+
+    def _share(self, examples: Sequence[E], epoch: int) -> list[MicroBatch[E]]:
+        options = self.options
+        mine = examples[options.rank :: options.world_size]
+        visit = epoch % options.pinned_draws if options.pinned_draws else epoch
+        micro_batches = []
+        for start in range(0, len(mine), options.micro_batch):
+            part = tuple(mine[start : start + options.micro_batch])
+            seeds = torch.tensor([derive_seed(options.seed, visit, example.id) for example in part])
+            keys = tuple(f"{example.id}#{visit}" for example in part) if options.pinned_draws else None
+            micro = MicroBatch(part, seeds, keys)
+            micro_batches.append(replace(micro, prepared=self._prepare(micro)) if self._prepare else micro)
+        return micro_batches
+
+    def _mixed_stream(self, epoch: int) -> Iterator[E]:
+        if not self.options.shuffle:
+            yield from self._data.open()
+            return
+        generator = self._generator("stream", epoch)
+        buffer: list[E] = []
+        for example in self._data.open():
+            if len(buffer) < self.options.shuffle_buffer:
+                buffer.append(example)
+                continue
+            place = int(torch.randint(len(buffer), (1,), generator=generator))
+            yield buffer[place]
+            buffer[place] = example
+        for place in torch.randperm(len(buffer), generator=generator).tolist():
+            yield buffer[place]
+
+    def _generator(self, stream: str, epoch: int) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self.options.seed, stream, epoch))
+
+
+def group_of(example: Any) -> Hashable:
+    """Return the example's ``group`` if it has one: only examples of one group share a global batch."""
+    return getattr(example, "group", None)
+
+
+def _grouped(data: Sequence[Any]) -> dict[Hashable, list[int]]:
+    groups: dict[Hashable, list[int]] = {}
+    for row, example in enumerate(data):
+        groups.setdefault(group_of(example), []).append(row)
+    return groups
+
+
+def _stream_batches(examples: Iterator[E], size: int) -> Iterator[list[E]]:
+    waiting: dict[Hashable, list[E]] = {}
+    for example in examples:
+        batch = waiting.setdefault(group_of(example), [])
+        batch.append(example)
+        if len(batch) == size:
+            yield waiting.pop(group_of(example))
+    yield from waiting.values()
+
+
+def _require_unique(ids: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for name in ids:
+        if name in seen:
+            raise UserError(f"two examples have the id {name!r}: seeds and caches need ids that differ")
+        seen.add(name)
