@@ -5,17 +5,19 @@ A policy wraps components loaded by diffusers (or transformers). It knows nothin
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from diffalign.batch import Condition
 from diffalign.diffusion.process import NoiseProcess
+from diffalign.errors import UserError
 from diffalign.policies.adapters import AdapterBank
 
 
@@ -28,7 +30,7 @@ class BasePolicy(ABC):
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.adapters = AdapterBank(module)
+        self.adapters = AdapterBank(module, lambda: self.lora_targets)
         self._prepared: nn.Module | None = None
 
     def attach(self, prepared: nn.Module) -> None:
@@ -66,9 +68,24 @@ class BasePolicy(ABC):
     def lora_targets(self) -> Sequence[str]:
         """Names of modules that adapters attach to by default in this family."""
 
-    @abstractmethod
-    def with_module(self, module: nn.Module) -> BasePolicy:
-        """Return a policy over another network of the same architecture (a frozen copy), sharing all else."""
+    def with_module(self, module: nn.Module) -> Self:
+        """Return a policy over another network of the same architecture (a frozen copy), sharing all else.
+
+        Its adapter bank is empty; adapters that ``module`` already carries stay as they are.
+        """
+        other = copy.copy(self)
+        BasePolicy.__init__(other, module)
+        return other
+
+    def train_weights(self) -> None:
+        """Train all weights of the network instead of adapters: float32, with gradients.
+
+        Raises:
+            UserError: if there are adapters.
+        """
+        if self.adapters.names:
+            raise UserError(f"the weights cannot train beside the adapters {list(self.adapters.names)}: choose one")
+        self.module.float().requires_grad_(True)
 
     @abstractmethod
     def save(self, folder: Path, metadata: Mapping[str, str]) -> None:
@@ -92,7 +109,7 @@ class Policy(BasePolicy):
         """Return the encoded empty caption for a number of rows; encoded once and kept."""
         if self._null is None:
             self._null = self.encode_prompts([""])
-        return self._null.select(torch.zeros(rows, dtype=torch.long, device=self.device))
+        return Condition({name: value.expand(rows, *value.shape[1:]) for name, value in self._null.tensors.items()})
 
     @abstractmethod
     def predict(self, latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:

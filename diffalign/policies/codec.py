@@ -1,0 +1,72 @@
+"""Between pixels and the latents a denoiser works on: scaling, shifting, chunking, overflow checks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffalign.errors import UserError
+
+
+class LatentCodec:
+    """A VAE with its scale, so that nobody else needs to know it.
+
+    Args:
+        vae: an ``AutoencoderKL``, ``AutoencoderTiny``, or another autoencoder of diffusers with ``encode``/``decode``.
+        downsampling: pixels a latent, along each side.
+    """
+
+    def __init__(self, vae: Any, downsampling: int) -> None:
+        self._vae = vae
+        self.downsampling = downsampling
+        self.channels: int = vae.config.latent_channels
+        config = vae.config
+        scale, shift = config.get("scaling_factor") or 1.0, config.get("shift_factor") or 0.0
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is not None and std is not None:
+            self._shift, self._scale = torch.tensor(mean).view(-1, 1, 1), scale / torch.tensor(std).view(-1, 1, 1)
+        else:
+            self._shift, self._scale = torch.tensor(float(shift)), torch.tensor(float(scale))
+        self.can_encode = True
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Encode pixels (rows, 3, height, width) in [-1, 1] to float32 latents; the posterior mean without generator.
+
+        Raises:
+            UserError: if latents are not finite, or the encoder was dropped.
+        """
+        if not self.can_encode:
+            raise UserError("the image encoder was dropped after caching: encode images before free_encoders()")
+        encoded = self._vae.encode(pixels.to(self._vae.device, self._vae.dtype))
+        if hasattr(encoded, "latents"):
+            latents = encoded.latents
+        else:
+            posterior = encoded.latent_dist
+            latents = posterior.mode() if generator is None else posterior.sample(generator)
+        if not latents.isfinite().all():
+            rows = (~latents.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
+            raise UserError(
+                f"the VAE (in {self._vae.dtype}) gave latents that are not finite for rows {rows} of {len(pixels)}: "
+                "half precision overflows in many VAEs; load the model in float32 or bfloat16"
+            )
+        return (latents.float() - self._shift.to(latents.device)) * self._scale.to(latents.device)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode scaled latents to float32 pixels (rows, 3, height, width) in [0, 1], differentiably."""
+        unscaled = latents.float() / self._scale.to(latents.device) + self._shift.to(latents.device)
+        pixels = self._vae.decode(unscaled.to(self._vae.device, self._vae.dtype), return_dict=False)[0]
+        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+    def enable_slicing(self) -> None:
+        """Encode and decode one image at a time."""
+        self._vae.enable_slicing()
+
+    def free_encoder(self) -> None:
+        """Drop the half of the VAE that only encoding needs."""
+        for part in ("encoder", "quant_conv"):
+            if getattr(self._vae, part, None) is not None:
+                setattr(self._vae, part, None)
+        self.can_encode = False

@@ -1,0 +1,169 @@
+"""From a name or a path to a policy: bundled models, local folders, the hub, and folders of trained adapters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffalign.bundled import bundled_path, is_bundled
+from diffalign.errors import UserError, nearest
+from diffalign.policies.attention import AttentionBackend, set_attention_backend
+from diffalign.policies.base import Policy
+from diffalign.policies.components import PipelinePolicy
+from diffalign.policies.saving import lora_path, read_lora, read_lora_metadata
+from diffalign.policies.sd3 import SD3Policy
+from diffalign.policies.unet import SDXLPolicy, UNetPolicy
+
+START_ADAPTER = "start"
+"""Name of the frozen adapter that a model came with: the start of training, hence its reference."""
+
+FAMILIES: dict[str, type[PipelinePolicy]] = {
+    name: family for family in (UNetPolicy, SDXLPolicy, SD3Policy) for name in family.pipelines
+}
+"""Class name of a pipeline, as ``model_index.json`` has it -> policy."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from.
+
+    Args:
+        model: local folder or hub name of the pipeline.
+        adapter: folder or file of an adapter on it.
+        revision, variant: of the pipeline's files.
+    """
+
+    model: str
+    adapter: Path | None = None
+    revision: str | None = None
+    variant: str | None = None
+
+
+def load_policy(
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+    variant: str | None = None,
+    attention_backend: AttentionBackend = "sdpa",
+    gradient_checkpointing: bool = False,
+    vae_slicing: bool = False,
+    allow_pickle: bool = False,
+) -> Policy:
+    """Load a text-to-image model as a policy; all its weights are frozen.
+
+    Args:
+        name_or_path: bundled name ("tiny-sd"), local folder in diffusers format, hub name (no network is needed once
+            cached), or a run folder or LoRA file: then the model it was trained on, with that adapter, frozen and
+            active, under the name ``START_ADAPTER``.
+        dtype: type of the weights. In float16 a VAE that overflows there stays float32.
+        device: where the weights go.
+        revision, variant: of the files, on the hub or in the folder.
+        attention_backend: attention kernels by name.
+        gradient_checkpointing: recompute activations of the denoiser in backward.
+        vae_slicing: encode and decode images one at a time, to save memory.
+        allow_pickle: also load weights that are not safetensors.
+
+    Raises:
+        UserError: for a path that does not exist, a model of an unknown family, damaged files.
+    """
+    source = resolve(name_or_path, revision, variant)
+    policy = _load_pipeline(source, dtype, allow_pickle)
+    for part in policy.parts:
+        part.to(device)
+    if source.adapter is not None:
+        load_adapter(policy, source.adapter, START_ADAPTER)
+    set_attention_backend(policy.module, attention_backend)
+    if gradient_checkpointing:
+        policy.enable_gradient_checkpointing()
+    if vae_slicing:
+        policy.codec.enable_slicing()
+    return policy
+
+
+def load_adapter(policy: PipelinePolicy, path: str | Path, name: str, trainable: bool = False) -> None:
+    """Add an adapter read from a run folder or a LoRA file.
+
+    Raises:
+        UserError: if there is none, or it does not fit the model.
+    """
+    weights = read_lora(path, policy.denoiser)
+    policy.adapters.add(name, weights.settings, trainable)
+    policy.adapters.load_state_dict(name, weights.state)
+
+
+def resolve(name_or_path: str | Path, revision: str | None = None, variant: str | None = None) -> Source:
+    """Find out what a name means: see :func:`load_policy`.
+
+    Raises:
+        UserError: for a path that does not exist or holds no model.
+    """
+    name = str(name_or_path)
+    path = Path(name).expanduser()
+    if (path / "model_index.json").is_file():
+        return Source(str(path), None, revision, variant)
+    adapter = lora_path(path)
+    if adapter is not None:
+        metadata = read_lora_metadata(adapter)
+        base = metadata.get("base_model")
+        if not base:
+            raise UserError(f"{adapter} does not say which model it was trained on: name that model, and this adapter")
+        inner = resolve(base, revision or metadata.get("base_revision"), variant or metadata.get("base_variant"))
+        return Source(inner.model, adapter, inner.revision, inner.variant)
+    if path.exists():
+        raise UserError(
+            f"{name} is no model: expected model_index.json (a diffusers pipeline), or an adapter in "
+            "pytorch_lora_weights.safetensors"
+        )
+    if is_bundled(name):
+        return Source(str(bundled_path(name)), None, revision, variant)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return Source(name, None, revision, variant)
+    bundled_path(name) if "/" not in name else None  # its error offers the names that exist
+    raise UserError(f"there is no folder {name}")
+
+
+def pipeline_class_name(source: Source) -> str:
+    """Read the class of a pipeline from its ``model_index.json``.
+
+    Raises:
+        UserError: if it cannot be read, as offline without a cached copy.
+    """
+    from diffusers import DiffusionPipeline
+
+    try:
+        return DiffusionPipeline.load_config(source.model, revision=source.revision)["_class_name"]
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(
+            f"cannot read model_index.json of {source.model!r}: no such local folder, and the hub gave: {error}"
+        ) from error
+
+
+def _load_pipeline(source: Source, dtype: torch.dtype, allow_pickle: bool) -> PipelinePolicy:
+    import diffusers
+
+    class_name = pipeline_class_name(source)
+    if class_name not in FAMILIES:
+        raise UserError(f"{source.model} is a {class_name}, which is not supported: {nearest(class_name, FAMILIES)}")
+    family = FAMILIES[class_name]
+    types: Any = {"default": dtype, "vae": torch.float32} if dtype is torch.float16 else dtype
+    arguments = {
+        "pretrained_model_name_or_path": source.model,
+        "torch_dtype": types,
+        "use_safetensors": None if allow_pickle else True,
+        "revision": source.revision,
+        "variant": source.variant,
+        **family.load_options,
+    }
+    arguments = {key: value for key, value in arguments.items() if value is not None or key in family.load_options}
+    try:
+        pipeline = getattr(diffusers, class_name).from_pretrained(**arguments)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load {source.model}: {error}") from error
+    if dtype is torch.float16 and not pipeline.vae.config.get("force_upcast", True):
+        pipeline.vae.to(dtype)
+    return family(pipeline, arguments)
