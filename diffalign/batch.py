@@ -39,12 +39,26 @@ class Condition:
         }
         return Condition(moved)
 
+    def completed(self, other: Condition) -> Condition:
+        """Return this condition with the tensors that it lacks taken from another one of as many rows.
+
+        The empty caption has no size conditioning of its own: it takes that of the caption it stands beside.
+        """
+        return Condition({**other.tensors, **self.tensors})
+
     @staticmethod
     def cat(conditions: Sequence[Condition]) -> Condition:
-        """Stack conditions row-wise."""
+        """Stack conditions row-wise.
+
+        Raises:
+            ValueError: if they hold different tensors.
+        """
         if len(conditions) == 1:
             return conditions[0]
         names = conditions[0].tensors
+        for condition in conditions:
+            if condition.tensors.keys() != names.keys():
+                raise ValueError(f"conditions hold different tensors: {sorted(names)} and {sorted(condition.tensors)}")
         return Condition({name: torch.cat([c.tensors[name] for c in conditions]) for name in names})
 
 

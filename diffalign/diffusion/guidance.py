@@ -22,14 +22,15 @@ def guided(
     Args:
         denoiser: the policy's ``predict``.
         condition: (rows) the captions.
-        null: (rows) the unconditional branch; only used when ``guidance_scale`` differs from 1.
+        null: (rows) the unconditional branch; only used when ``guidance_scale`` differs from 1. Tensors that it lacks
+            (sizes) are those of ``condition``.
         guidance_scale: 1 is the conditional model alone; otherwise ``u + scale * (c - u)``, both branches in one call.
     """
     if guidance_scale == 1.0:
         return lambda latents, timesteps: denoiser(latents, timesteps, condition)
     if null is None:
         raise ValueError("guidance needs the unconditional branch")
-    both = Condition.cat([null, condition])
+    both = Condition.cat([null.completed(condition), condition])
 
     def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
         unconditional, conditional = denoiser(cat([latents, latents]), cat([timesteps, timesteps]), both).chunk(2)
