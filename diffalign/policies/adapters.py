@@ -271,7 +271,7 @@ class AdapterBank:
         for layer in self._layers.values():
             # the public setters of peft also flip requires_grad, which must not happen here
             layer._disable_adapters = off
-            layer._active_adapter = [active]
+            layer._active_adapter = [] if active is None else [active]
 
     def _require(self, name: str) -> None:
         if name not in self._settings:

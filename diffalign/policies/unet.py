@@ -90,9 +90,9 @@ class SDXLPolicy(UNetPolicy):
 
     def _check_inputs(self) -> None:
         super()._check_inputs()
-        if self.module.config.addition_embed_type != "text_time":
+        if self.config.addition_embed_type != "text_time":
             raise UserError(
-                f"the UNet's additional embedding {self.module.config.addition_embed_type!r} is not supported"
+                f"the UNet's additional embedding {self.config.addition_embed_type!r} is not supported"
             )
 
 
