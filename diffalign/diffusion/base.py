@@ -58,13 +58,17 @@ class NoiseProcess(ABC):
     def clean_level(self, rows: int = 1, device: torch.device | None = None) -> Level:
         """Return the level that sampling ends at and inversion starts from, for a number of rows."""
 
+    def inversion_start(self, rows: int = 1, device: torch.device | None = None) -> Level:
+        """Return the level that an inversion takes clean latents to be at: the clean one wherever that is possible."""
+        return self.clean_level(rows, device)
+
     @abstractmethod
     def timestep_at(self, index: Tensor) -> Tensor:
         """Return the training timestep of each index (rows,) in 0 .. T-1; noise grows with the index."""
 
     @abstractmethod
     def partway(self, timesteps: Tensor, fraction: Tensor) -> Tensor:
-        """Return the timestep at a fraction (rows,) in [0, 1] of the way from clean latents to ``timesteps`` (rows,)."""
+        """Return the timestep at a fraction (rows,) of the way from clean latents to ``timesteps`` (rows,)."""
 
     @abstractmethod
     def sampling_grid(self, num_steps: int) -> Grid:
@@ -136,9 +140,27 @@ class NoiseProcess(ABC):
         at = destination.like(x0)
         return at.alpha * x0 + at.sigma * epsilon
 
+    def direction(self, prediction: Tensor, noisy: Tensor, level: Level) -> Tensor:
+        """Return what a deterministic path keeps as it goes: the noise (DDIM), or the velocity (flow)."""
+        return self.to_epsilon(prediction, noisy, level)
+
+    def move_along(self, direction: Tensor, noisy: Tensor, source: Level, destination: Level) -> Tensor:
+        """Move latents from a source (alpha > 0) to a destination in a direction that may stem from other latents.
+
+        With ``direction(prediction, noisy, source)`` this is :meth:`move`; with a direction predicted at the
+        destination it is the exact inverse of the sampler's move from there.
+        """
+        direction, noisy = _widen(direction, noisy)
+        at, to = source.like(noisy), destination.like(noisy)
+        return to.alpha * (noisy - at.sigma * direction) / at.alpha + to.sigma * direction
+
     def clip(self, x0: Tensor) -> Tensor:
         """Bound predicted clean latents as the sampler of this process does; the identity for latent models."""
         return x0 if self.clip_range is None else x0.clamp(-self.clip_range, self.clip_range)
+
+    def x0_gain(self, level: Level) -> Tensor:
+        """Return how much an error of the prediction becomes in the clean latents, (rows,)."""
+        return self._convert.x0_gain(level)
 
     def snr(self, timesteps: Tensor) -> Tensor:
         """Return the signal-to-noise ratio ``alpha^2 / sigma^2`` of each timestep, (rows,)."""

@@ -27,6 +27,7 @@ class Conventions:
         strides: whether a move ends one stride below its start rather than at the next timestep of the grid.
         clips: its default ``clip_sample``; None where it never clips, whatever the config says.
         clean_to_one: its default ``set_alpha_to_one``; None where it always ends at exactly no noise.
+        scales_noise: whether its ``init_noise_sigma`` is the largest sigma.
         betas: its default (schedule, start, end).
         snr_shift: its default ``snr_shift_scale``; None where it knows no such option.
     """
@@ -35,6 +36,7 @@ class Conventions:
     strides: bool = True
     clips: bool | None = True
     clean_to_one: bool | None = True
+    scales_noise: bool = False
     betas: tuple[str, float, float] = ("linear", 0.0001, 0.02)
     snr_shift: float | None = None
 
@@ -62,6 +64,8 @@ class DiscreteProcess(NoiseProcess):
             otherwise at the next timestep of the grid, as Euler's sampler has it. They differ only when the number of
             steps does not divide T, or with "linspace".
         clip_range: bound on predicted clean latents while sampling; None for latent models.
+        scales_noise: sampling begins at ``sigma * noise`` rather than at noise, as Euler's does with spacings that
+            start at the last timestep; only without ``stride_destinations``.
 
     Raises:
         UserError: for contradictory settings.
@@ -77,6 +81,7 @@ class DiscreteProcess(NoiseProcess):
         steps_offset: int = 0,
         stride_destinations: bool = True,
         clip_range: float | None = None,
+        scales_noise: bool = False,
     ) -> None:
         super().__init__(prediction_type, len(alphas_cumprod), clip_range, "uniform")
         if prediction_type == "flow":
@@ -92,6 +97,7 @@ class DiscreteProcess(NoiseProcess):
         self.timestep_spacing = timestep_spacing
         self.steps_offset = steps_offset
         self.stride_destinations = stride_destinations
+        self.scales_noise = scales_noise and timestep_spacing != "leading"
         # Float64 holds the float32 table exactly and spares later roots and differences their rounding.
         abar = alphas_cumprod.detach().cpu().double()
         self._tables = {torch.device("cpu"): Level(abar.sqrt(), (1 - abar).sqrt())}
@@ -120,6 +126,7 @@ class DiscreteProcess(NoiseProcess):
             timestep_spacing=config.get("timestep_spacing", conventions.spacing),
             steps_offset=config.get("steps_offset", 0),
             stride_destinations=conventions.strides,
+            scales_noise=conventions.scales_noise,
             clip_range=float(config.get("clip_sample_range", 1.0)) if clips else None,
         )
 
@@ -143,6 +150,12 @@ class DiscreteProcess(NoiseProcess):
             first = Level(torch.ones_like(first.alpha), torch.zeros_like(first.sigma))
         return first.repeat(rows)
 
+    def inversion_start(self, rows: int = 1, device: torch.device | None = None) -> Level:
+        # A predicted image says nothing about the noise in latents without any.
+        if self.prediction_type == "sample":
+            return self._table(device or torch.device("cpu")).select(slice(0, 1)).repeat(rows)
+        return self.clean_level(rows, device)
+
     def timestep_at(self, index: Tensor) -> Tensor:
         return index
 
@@ -153,12 +166,13 @@ class DiscreteProcess(NoiseProcess):
         timesteps = self._spaced(num_steps)
         if int(timesteps[0]) >= self.num_train_timesteps:
             raise UserError(
-                f"{num_steps} steps with an offset of {self.steps_offset} begin at timestep {int(timesteps[0])}, beyond "
-                f"the last one, {self.num_train_timesteps - 1}: take fewer steps"
+                f"{num_steps} steps with an offset of {self.steps_offset} begin at timestep {int(timesteps[0])}, "
+                f"beyond the last one, {self.num_train_timesteps - 1}: take fewer steps"
             )
         sources = self.level(timesteps)
         if not self.stride_destinations:
-            return Grid(timesteps, sources, Level.cat([sources.select(slice(1, None)), self.clean_level()]))
+            destinations = Level.cat([sources.select(slice(1, None)), self.clean_level()])
+            return Grid(timesteps, sources, destinations, float(sources.sigma[0]) if self.scales_noise else 1.0)
         return Grid(timesteps, sources, self.level_or_clean(timesteps - self.num_train_timesteps // num_steps))
 
     def level_or_clean(self, timesteps: Tensor) -> Level:

@@ -146,6 +146,13 @@ class FlowProcess(NoiseProcess):
     def clean_level(self, rows: int = 1, device: torch.device | None = None) -> Level:
         return Level(torch.ones(rows, device=device), torch.zeros(rows, device=device))
 
+    def direction(self, prediction: Tensor, noisy: Tensor, level: Level) -> Tensor:
+        return prediction
+
+    def move_along(self, direction: Tensor, noisy: Tensor, source: Level, destination: Level) -> Tensor:
+        step = destination.like(noisy).sigma - source.like(noisy).sigma
+        return noisy + step * direction
+
     def timestep_at(self, index: Tensor) -> Tensor:
         """Return ``T sigma`` of the training table, float32; a dynamic shift does not act on it (as in diffusers)."""
         sigma = (index + 1).float() / self.num_train_timesteps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -54,11 +54,14 @@ class Grid:
         timesteps: (n,) descending model-facing timesteps.
         sources: (n,) levels.
         destinations: (n,) levels.
+        noise_scale: factor on standard normal noise that gives the latents of the first source. It is 1 but for Euler's
+            sampler with "trailing" or "linspace" spacing, which leaves out the trace of an image at the first level.
     """
 
     timesteps: Tensor
     sources: Level
     destinations: Level
+    noise_scale: float = 1.0
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -76,4 +79,4 @@ class Grid:
     def to(self, device: torch.device) -> Grid:
         """Move to a device."""
         sources, destinations = (Level(*(p.to(device) for p in level)) for level in (self.sources, self.destinations))
-        return Grid(self.timesteps.to(device), sources, destinations)
+        return replace(self, timesteps=self.timesteps.to(device), sources=sources, destinations=destinations)

@@ -1,6 +1,7 @@
 """What a network predicts, in terms of clean latents and noise.
 
-One entry for each prediction type; nothing else in the package knows their formulas. With ``x = alpha x0 + sigma eps``::
+One entry for each prediction type; nothing else in the package knows their formulas. With ``x = alpha x0 + sigma eps``
+a network's output ``o`` is::
 
     epsilon        o = eps                        any alpha > 0
     sample         o = x0                         any sigma > 0
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from diffalign.diffusion.level import Level
@@ -28,11 +30,14 @@ class Parameterization(NamedTuple):
         x0: (prediction, noisy, level) -> clean latents.
         epsilon: (prediction, noisy, level) -> noise.
         prediction: (x0, epsilon, level) -> prediction.
+        x0_gain: level -> how much an error of the prediction becomes in x0; errors of the noise are ``alpha / sigma``
+            times those of x0.
     """
 
     x0: Convert
     epsilon: Convert
     prediction: Convert
+    x0_gain: Callable[[Level], Tensor]
 
 
 PARAMETERIZATIONS: dict[PredictionType, Parameterization] = {
@@ -40,20 +45,24 @@ PARAMETERIZATIONS: dict[PredictionType, Parameterization] = {
         x0=lambda o, x, at: (x - at.sigma * o) / at.alpha,
         epsilon=lambda o, x, at: o,
         prediction=lambda x0, epsilon, at: epsilon,
+        x0_gain=lambda at: at.sigma / at.alpha,
     ),
     "sample": Parameterization(
         x0=lambda o, x, at: o,
         epsilon=lambda o, x, at: (x - at.alpha * o) / at.sigma,
         prediction=lambda x0, epsilon, at: x0,
+        x0_gain=lambda at: torch.ones_like(at.alpha),
     ),
     "v_prediction": Parameterization(
         x0=lambda o, x, at: at.alpha * x - at.sigma * o,
         epsilon=lambda o, x, at: at.alpha * o + at.sigma * x,
         prediction=lambda x0, epsilon, at: at.alpha * epsilon - at.sigma * x0,
+        x0_gain=lambda at: at.sigma,
     ),
     "flow": Parameterization(
         x0=lambda o, x, at: x - at.sigma * o,
         epsilon=lambda o, x, at: x + at.alpha * o,
         prediction=lambda x0, epsilon, at: epsilon - x0,
+        x0_gain=lambda at: at.sigma,
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from diffalign.diffusion.base import NoiseProcess
@@ -10,7 +11,8 @@ from diffalign.diffusion.discrete import DDIM, Conventions, DiscreteProcess
 from diffalign.diffusion.flow import FlowProcess, SigmaSpacing
 from diffalign.errors import UserError, nearest
 
-_EULER = Conventions(spacing="linspace", strides=False, clips=None, clean_to_one=None)
+_SOLVER = Conventions(spacing="linspace", strides=False, clips=None, clean_to_one=None)
+_EULER = replace(_SOLVER, scales_noise=True)
 _DDPM = Conventions(clean_to_one=None)
 _COGVIDEOX = Conventions(clips=None, betas=("scaled_linear", 0.00085, 0.012), snr_shift=3.0)
 
@@ -26,16 +28,16 @@ _DISCRETE: Mapping[str, Conventions] = {
     "CogVideoXDPMScheduler": _COGVIDEOX,
     "EulerDiscreteScheduler": _EULER,
     "EulerAncestralDiscreteScheduler": _EULER,
-    "HeunDiscreteScheduler": Conventions(spacing="linspace", strides=False, clips=False, clean_to_one=None),
+    "HeunDiscreteScheduler": replace(_EULER, clips=False),
     "LMSDiscreteScheduler": _EULER,
     "KDPM2DiscreteScheduler": _EULER,
     "KDPM2AncestralDiscreteScheduler": _EULER,
-    "DPMSolverMultistepScheduler": _EULER,
-    "DPMSolverSinglestepScheduler": _EULER,
+    "DPMSolverMultistepScheduler": _SOLVER,
+    "DPMSolverSinglestepScheduler": _SOLVER,
     "DPMSolverSDEScheduler": _EULER,
-    "DEISMultistepScheduler": _EULER,
-    "UniPCMultistepScheduler": _EULER,
-    "SASolverScheduler": _EULER,
+    "DEISMultistepScheduler": _SOLVER,
+    "UniPCMultistepScheduler": _SOLVER,
+    "SASolverScheduler": _SOLVER,
 }
 _FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 _FLOW_PREDICTION = ("flow", "flow_prediction")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def make_betas(
 def _cosine_betas(steps: int, largest: float = 0.999) -> Tensor:
     """Betas whose cumulative product follows a squared cosine (arXiv 2102.09672, eq. 17), none above ``largest``."""
     curve = [math.cos((step / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for step in range(steps + 1)]
-    betas = [min(1 - after / before, largest) for before, after in zip(curve, curve[1:], strict=False)]
+    betas = [min(1 - after / before, largest) for before, after in pairwise(curve)]
     return torch.tensor(betas, dtype=torch.float32)
 
 
