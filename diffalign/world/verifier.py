@@ -167,7 +167,8 @@ def _neighbours(region: Mask, all_of: bool) -> Mask:
     """Where all (or any) of the four neighbours belong to the region."""
     padded = np.pad(region, 1)
     sides = np.stack([padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]])
-    return sides.all(0) if all_of else sides.any(0)
+    result: Mask = np.all(sides, axis=0) if all_of else np.any(sides, axis=0)
+    return result
 
 
 def _coverage(pixels: Floats, ground: Floats, color: Floats, region: Mask) -> Floats:

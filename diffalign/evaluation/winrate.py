@@ -1,0 +1,73 @@
+"""Paired comparison of two sets of images: same captions, same seeds, one score each. Pure functions.
+
+Ties count one half. Intervals are at 95 %: Wilson (which admits the halves that ties count) for a
+single run, and a bootstrap over captions *and* training seeds where a method was trained several times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Z95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def wins(candidate: Tensor, baseline: Tensor, tie_margin: float = 0.0) -> Tensor:
+    """Return 1 where the candidate's score is higher, 0 where lower, one half where they tie.
+
+    Args:
+        candidate, baseline: scores of the same captions and seeds, same shape.
+        tie_margin: largest absolute difference that counts as a tie.
+    """
+    if candidate.shape != baseline.shape:
+        raise ValueError(f"scores must be paired: {tuple(candidate.shape)} against {tuple(baseline.shape)}")
+    difference = candidate.double() - baseline.double()
+    tie = difference.abs() <= tie_margin
+    return torch.where(tie, torch.full_like(difference, 0.5), (difference > 0).double())
+
+
+def win_rate(candidate: Tensor, baseline: Tensor, tie_margin: float = 0.0) -> Estimate:
+    """Win rate of one run against its baseline with a Wilson interval.
+
+    Args:
+        candidate, baseline: (n,) scores.
+    """
+    outcome = wins(candidate, baseline, tie_margin)
+    n, p = outcome.numel(), outcome.mean().item()
+    center = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 * (p * (1 - p) / n + Z95**2 / (4 * n * n)) ** 0.5 / (1 + Z95**2 / n)
+    return Estimate(p, max(0.0, center - half), min(1.0, center + half))
+
+
+def bootstrap_mean(values: Tensor, resamples: int = 2000, seed: int = 0) -> Estimate:
+    """Mean of values over runs and captions with a two-level percentile bootstrap.
+
+    Args:
+        values: (runs, captions); runs and captions are resampled independently with replacement. With one run only
+            captions are.
+        resamples: bootstrap samples.
+        seed: of the resampling.
+    """
+    runs, captions = values.shape
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.empty(resamples, dtype=torch.float64)
+    for index in range(resamples):
+        rows = torch.randint(runs, (runs,), generator=generator)
+        columns = torch.randint(captions, (captions,), generator=generator)
+        means[index] = values[rows][:, columns].double().mean()
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Estimate(values.double().mean().item(), low, high)
