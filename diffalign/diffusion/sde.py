@@ -141,16 +141,22 @@ def gaussian_kl(mean: Tensor, other_mean: Tensor, std: Tensor) -> Tensor:
     return (mean - other_mean).square().flatten(1).mean(1) / (2 * std.to(mean).square())
 
 
-def stochastic_grid(process: NoiseProcess, num_steps: int) -> Grid:
-    """Return the sampler's moves with a destination that always keeps some noise, for steps with randomness.
+def noisy_destinations(timesteps: Tensor, num_train_timesteps: int, num_steps: int) -> Tensor:
+    """Return where DDPO's code sends each step of a discrete process: one stride down, never below timestep 0, (rows,).
 
-    DDPO's code sends the last DDIM step to timestep 0, never to clean latents. A step that starts from timestep 0 would
-    have no randomness and hence no density; it is left out.
+    Timestep 0 still holds some noise, clean latents hold none, and a step to them would have no density.
+    """
+    return (timesteps - num_train_timesteps // num_steps).clamp(min=0)
+
+
+def stochastic_grid(process: NoiseProcess, num_steps: int) -> Grid:
+    """Return the sampler's moves for steps with randomness; those of a discrete process always keep some noise.
+
+    A step that starts from timestep 0 would have no randomness and hence no density; it is left out.
     """
     grid = process.sampling_grid(num_steps)
     if not isinstance(process, DiscreteProcess):
         return grid
     timesteps = grid.timesteps[grid.timesteps > 0]
-    stride = process.num_train_timesteps // num_steps
-    destinations = process.level((timesteps - stride).clamp(min=0))
-    return Grid(timesteps, process.level(timesteps), destinations, grid.noise_scale)
+    destinations = noisy_destinations(timesteps, process.num_train_timesteps, num_steps)
+    return Grid(timesteps, process.level(timesteps), process.level(destinations), grid.noise_scale)
