@@ -1,14 +1,27 @@
-"""Where frozen values come from: adapters switched off, a named adapter, a frozen copy, or a cache of any of them."""
+"""Where frozen values come from: adapters switched off, a named adapter, a frozen copy, or a cache of any of them.
+
+A reference is the *start* of training: the base where training starts from it, else the adapter it starts from.
+"""
 
 from __future__ import annotations
 
 import copy
+import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from diffalign.errors import UserError
+from diffalign.policies.adapters import DEFAULT_ADAPTER, START_ADAPTER, LoraSettings
 from diffalign.policies.base import BasePolicy
 
 Compute = Callable[..., Tensor]
@@ -16,12 +29,24 @@ Compute = Callable[..., Tensor]
 
 
 class Reference(ABC):
-    """A frozen policy that values are asked of."""
+    """A frozen policy that values are asked of.
+
+    Args:
+        policy: the policy under training, or a frozen copy of it.
+    """
+
+    def __init__(self, policy: BasePolicy) -> None:
+        self._policy = policy
 
     @property
     @abstractmethod
     def identity(self) -> str:
-        """What the reference is, for checkpoints: "base", "adapter:NAME:HASH" or "copy:HASH"."""
+        """What the reference is, for checkpoints: "base:HASH", "adapter:NAME:HASH" or "copy:HASH"."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where values come out."""
+        return self._policy.device
 
     @abstractmethod
     def _compute(self, compute: Compute) -> Tensor: ...
@@ -40,10 +65,9 @@ class Reference(ABC):
 class AdaptersOff(Reference):
     """The base network: the policy with its adapters switched off. No second copy of the weights."""
 
-    identity = "base"
-
-    def __init__(self, policy: BasePolicy) -> None:
-        self._policy = policy
+    @cached_property
+    def identity(self) -> str:  # type: ignore[override]
+        return f"base:{self._policy.fingerprint()}"
 
     def _compute(self, compute: Compute) -> Tensor:
         with self._policy.adapters.disabled():
@@ -54,7 +78,8 @@ class NamedAdapter(Reference):
     """A frozen adapter of the bank: the start of training where that was itself a fine-tuned adapter."""
 
     def __init__(self, policy: BasePolicy, name: str) -> None:
-        self._policy, self._name = policy, name
+        super().__init__(policy)
+        self._name = name
 
     @property
     def identity(self) -> str:
@@ -68,6 +93,8 @@ class NamedAdapter(Reference):
 class FrozenCopy(Reference):
     """A frozen copy for full fine-tuning; it may live on another device, or in lower precision.
 
+    Inputs are moved to where the copy is and its outputs back to where the policy is, tensor by tensor.
+
     Args:
         policy: the policy, before training.
         device, dtype: where and how the copy is kept; by default as the policy.
@@ -77,12 +104,39 @@ class FrozenCopy(Reference):
         self, policy: BasePolicy, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> None:
         module = copy.deepcopy(policy.module).to(device=device, dtype=dtype).requires_grad_(False).eval()
-        self._policy = policy.with_module(module)
+        home, away = policy.device, next(module.parameters()).device
+        if home != away:
+            _move_traffic(module, away, home)
+        super().__init__(policy.with_module(module))
+        self._home = home
 
-    identity = "copy"
+    @cached_property
+    def identity(self) -> str:  # type: ignore[override]
+        return f"copy:{self._policy.fingerprint()}"
+
+    @property
+    def device(self) -> torch.device:
+        return self._home
 
     def _compute(self, compute: Compute) -> Tensor:
         return compute(self._policy)
+
+
+@dataclass(frozen=True)
+class CacheScope:
+    """All that changes a cached value besides its key (which names example, draw, image and resolution).
+
+    Args:
+        reference: identity of the reference, hence of its weights and their type.
+        objective: noise process and weighting of the error, as text.
+        autocast: type of mixed precision, or "no".
+        attention_backend: attention kernels.
+    """
+
+    reference: str
+    objective: str = ""
+    autocast: str = "no"
+    attention_backend: str = "sdpa"
 
 
 class CachedReference(Reference):
@@ -92,12 +146,20 @@ class CachedReference(Reference):
     """
 
     def __init__(self, inner: Reference) -> None:
+        super().__init__(inner._policy)
         self._inner = inner
         self._values: dict[str, Tensor] = {}
 
     @property
     def identity(self) -> str:
         return self._inner.identity
+
+    @property
+    def device(self) -> torch.device:
+        return self._inner.device
+
+    def __len__(self) -> int:
+        return len(self._values)
 
     def _compute(self, compute: Compute) -> Tensor:
         return self._inner._compute(compute)
@@ -109,10 +171,99 @@ class CachedReference(Reference):
             values = self._inner.evaluate(compute)
             self._values.update(zip(keys, values.cpu(), strict=True))
             return values
-        policy_device = self._device
-        return torch.stack([self._values[key] for key in keys]).to(policy_device)
+        return torch.stack([self._values[key] for key in keys]).to(self.device)
 
-    @property
-    def _device(self) -> torch.device:
-        policy: BasePolicy = self._inner._policy  # type: ignore[attr-defined]
-        return policy.device
+    def save(self, path: Path, scope: CacheScope) -> None:
+        """Write all values to a safetensors file, under a temporary name first.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        header = {"keys": json.dumps(list(self._values)), "scope": json.dumps(asdict(scope))}
+        values = {"values": torch.stack(list(self._values.values()))} if self._values else {}
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(values, temporary, header)
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(f"cannot write the reference cache {path}: {error}") from error
+
+    def load(self, path: Path, scope: CacheScope) -> None:
+        """Add the values of a file.
+
+        Raises:
+            UserError: if the file is damaged or was made under another scope.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                header = file.metadata()
+                values = file.get_tensor("values") if "values" in file.keys() else torch.empty(0)  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot read the reference cache {path}: {error}") from error
+        stored, wanted = json.loads(header["scope"]), asdict(scope)
+        differing = [name for name in wanted if stored.get(name) != wanted[name]]
+        if differing:
+            shown = ", ".join(f"{name} {stored.get(name)!r} instead of {wanted[name]!r}" for name in differing)
+            raise UserError(f"the reference cache {path} was made for {shown}: remove it, or name another file")
+        self._values.update(zip(json.loads(header["keys"]), values, strict=True))
+
+
+def start_lora(policy: BasePolicy, settings: LoraSettings | None = None, seed: int = 0) -> Reference:
+    """Give the policy the adapter that a run trains, and return the start of training as its reference.
+
+    A policy loaded with an adapter (``START_ADAPTER``) continues from it: the new adapter takes its weights, and with
+    them its rank, scale and targets; only dropout and trainability are new.
+
+    Args:
+        policy: without the adapter "default".
+        settings: shape of a fresh adapter.
+        seed: of its initial values.
+    """
+    bank, settings = policy.adapters, settings or LoraSettings()
+    if START_ADAPTER not in bank.names:
+        bank.add(DEFAULT_ADAPTER, settings, seed=seed)
+        return AdaptersOff(policy)
+    bank.add(DEFAULT_ADAPTER, replace(bank.settings(START_ADAPTER), dropout=settings.dropout), seed=seed)
+    bank.copy(START_ADAPTER, DEFAULT_ADAPTER)
+    bank.activate(DEFAULT_ADAPTER)
+    return NamedAdapter(policy, START_ADAPTER)
+
+
+def start_full(policy: BasePolicy, device: torch.device | None = None, dtype: torch.dtype | None = None) -> FrozenCopy:
+    """Make all weights of the policy trainable, and return a frozen copy of them as they are.
+
+    Args:
+        policy: without adapters.
+        device, dtype: where and how the copy is kept; by default as the policy.
+
+    Raises:
+        UserError: if the policy has adapters.
+    """
+    policy.train_weights()
+    return FrozenCopy(policy, device, dtype)
+
+
+def _move_traffic(module: nn.Module, away: torch.device, home: torch.device) -> None:
+    def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return _moved(args, away), _moved(kwargs, away)
+
+    def after(module: nn.Module, args: Any, output: Any) -> Any:
+        return _moved(output, home)
+
+    module.register_forward_pre_hook(before, with_kwargs=True)
+    module.register_forward_hook(after)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_moved(entry, device) for entry in value)
+    if isinstance(value, dict):  # model outputs are dictionaries too: keep their class
+        moved = copy.copy(value)
+        for key in value:
+            moved[key] = _moved(value[key], device)
+        return moved
+    return value

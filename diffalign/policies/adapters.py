@@ -22,6 +22,8 @@ from diffalign.errors import UserError, unknown
 
 DEFAULT_ADAPTER = "default"
 """Name of the adapter that a run trains unless its method asks for others."""
+START_ADAPTER = "start"
+"""Name of the frozen adapter that a model was loaded with: the start of training, hence its reference."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ class AdapterBank:
         Args:
             name: a name without dots.
             settings: shape; the defaults if omitted.
-            trainable: False keeps its weights without gradient, for ever.
+            trainable: False keeps its weights without gradient, for ever, and without dropout: its values are a
+                reference's.
             seed: of the initial values; the global generator is left untouched.
 
         Raises:
@@ -105,7 +108,7 @@ class AdapterBank:
             raise UserError(f"cannot add an adapter named {name!r}: the name is taken or holds a dot")
         targets = tuple(settings.targets) or tuple(self._default_targets())
         self._check_targets(targets)
-        settings = replace(settings, targets=targets)
+        settings = replace(settings, targets=targets, dropout=settings.dropout if trainable else 0.0)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self._inject(name, settings)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from diffalign.batch import Condition
 from diffalign.diffusion.process import NoiseProcess
 from diffalign.errors import UserError
-from diffalign.policies.adapters import AdapterBank
+from diffalign.policies.adapters import AdapterBank, fingerprint
 
 
 class BasePolicy(ABC):
@@ -62,6 +62,13 @@ class BasePolicy(ABC):
                 yield
         finally:
             self.module.train(was_training)
+
+    def fingerprint(self) -> str:
+        """Hash a sample of the network's own weights, adapters left out; the same before and after adding them."""
+        adapters = {id(p) for name in self.adapters.names for p in self.adapters.parameters(name)}
+        named = self.module.named_parameters()
+        own = [(name.replace(".base_layer", ""), p) for name, p in named if id(p) not in adapters]
+        return fingerprint(own, max_values=1024)
 
     @property
     @abstractmethod
@@ -147,6 +154,11 @@ class Policy(BasePolicy):
     @abstractmethod
     def with_size(self, condition: Condition, sizes: Mapping[str, Any]) -> Condition:
         """Add size conditioning (original size, crop offset, target size) where the family has it; else unchanged."""
+
+    @property
+    def encoder_id(self) -> str:
+        """Identity of the image and text encoders, for keys of cached latents and embeddings."""
+        return type(self).__name__
 
     @property
     @abstractmethod

@@ -31,6 +31,10 @@ class LatentCodec:
             self._shift, self._scale = torch.tensor(float(shift)), torch.tensor(float(scale))
         self.can_encode = True
 
+    def __repr__(self) -> str:
+        scale, shift = self._scale.flatten().tolist(), self._shift.flatten().tolist()
+        return f"LatentCodec({self.downsampling}, {self.channels}, {scale}, {shift})"
+
     @torch.no_grad()
     def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Encode pixels (rows, 3, height, width) in [-1, 1] to float32 latents; the posterior mean without generator.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from diffalign.batch import Condition
 from diffalign.diffusion.process import process_from_scheduler
 from diffalign.errors import UserError
-from diffalign.policies.adapters import DEFAULT_ADAPTER
+from diffalign.policies.adapters import DEFAULT_ADAPTER, fingerprint
 from diffalign.policies.base import Policy
 from diffalign.policies.codec import LatentCodec
 from diffalign.policies.saving import save_lora, save_pipeline
@@ -62,6 +63,17 @@ class PipelinePolicy(Policy):
     def lora_targets(self) -> Sequence[str]:
         return ("to_q", "to_k", "to_v", "to_out.0")
 
+    @cached_property
+    def encoder_id(self) -> str:
+        encoders = [(name, part) for name, part in self._pipeline.components.items() if isinstance(part, nn.Module)]
+        named = [
+            (f"{name}.{key}", value)
+            for name, part in encoders
+            if name != self.denoiser
+            for key, value in part.named_parameters()
+        ]
+        return fingerprint(named, salt=repr(self.codec), max_values=1024)
+
     @property
     def default_resolution(self) -> tuple[int, int]:
         size = self.config.sample_size
@@ -99,6 +111,7 @@ class PipelinePolicy(Policy):
         if self._freed:
             return
         self.null_condition(1)  # kept: guidance needs it for ever
+        _ = self.encoder_id  # kept: it names what the caches hold
         self.codec.free_encoder()
         encoders = [name for name in self._pipeline.components if name.startswith("text_encoder")]
         self._pipeline.register_modules(**dict.fromkeys(encoders))

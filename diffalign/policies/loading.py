@@ -10,15 +10,13 @@ import torch
 
 from diffalign.bundled import bundled_path, is_bundled
 from diffalign.errors import UserError, nearest
+from diffalign.policies.adapters import START_ADAPTER
 from diffalign.policies.attention import AttentionBackend, set_attention_backend
 from diffalign.policies.base import Policy
 from diffalign.policies.components import PipelinePolicy
 from diffalign.policies.saving import lora_path, read_lora, read_lora_metadata
 from diffalign.policies.sd3 import SD3Policy
 from diffalign.policies.unet import SDXLPolicy, UNetPolicy
-
-START_ADAPTER = "start"
-"""Name of the frozen adapter that a model came with: the start of training, hence its reference."""
 
 FAMILIES: dict[str, type[PipelinePolicy]] = {
     name: family for family in (UNetPolicy, SDXLPolicy, SD3Policy) for name in family.pipelines

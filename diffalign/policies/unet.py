@@ -91,9 +91,7 @@ class SDXLPolicy(UNetPolicy):
     def _check_inputs(self) -> None:
         super()._check_inputs()
         if self.config.addition_embed_type != "text_time":
-            raise UserError(
-                f"the UNet's additional embedding {self.config.addition_embed_type!r} is not supported"
-            )
+            raise UserError(f"the UNet's additional embedding {self.config.addition_embed_type!r} is not supported")
 
 
 def time_ids(
