@@ -37,6 +37,8 @@ class DCPOConfig(PairConfig):
     """Constants of DCPO.
 
     Args:
+        sft_weight: weight of the chosen image's own error, added to the loss. 0: paper.
+        rejected_gradient_scale: factor on the gradient through the rejected image. 1: paper.
         beta: inverse temperature, in Diffusion-DPO's convention. 500: the official command for SD 2.1.
     """
 

@@ -17,7 +17,6 @@ Departures:
 
 - q is a mean over the whole optimizer step and all processes, so that neither accumulation nor the number of processes
   changes the loss. The official code takes it over one micro-batch of all processes: ``reference_scope: micro_batch``.
-- ``class_means`` leaves out a class that has no example, where the official code halves the other's mean.
 - The sampler that draws liked images four times in five, and caption dropout of 0.2, belong to the data options.
 """
 
@@ -46,9 +45,9 @@ class DiffusionKTOConfig:
             default is 1000).
         utility: "sigmoid" (best in the paper), "loss_averse" or "risk_seeking" (the official code's "3").
         reference_point: "batch_mean" (official "none": the batch's own gains, clamped at 0), "class_means" (official
-            "sigmoid": average of the means of liked and disliked) or "mismatched" (official "original": gains of the
-            images under each other's captions, not clamped; two more evaluations without gradient, and two images at
-            least in a micro-batch).
+            "sigmoid": average of the means of liked and disliked, a class without examples counting 0) or "mismatched"
+            (official "original": gains of the images under each other's captions, not clamped; two more evaluations
+            without gradient, and two images at least in a micro-batch). "batch_mean": official default.
         reference_scope: examples whose gains make the reference point: all of an optimizer step ("update"), or those of
             one micro-batch on all processes ("micro_batch", official).
         weight_liked: lambda of liked images. 1: official.

@@ -42,6 +42,8 @@ class RankDPOConfig(PairConfig):
     """Constants of RankDPO.
 
     Args:
+        sft_weight: weight of the best image's own error, added to the loss. 0: paper.
+        rejected_gradient_scale: factor on the gradient through the less preferred image of each pair. 1: paper.
         beta: inverse temperature on differences of mean errors. 2500: Diffusion-DPO's 5000 with the factor 0.5 of its
             formula; the paper prints none.
         shared_noise: the images of a list share their noise, which lowers the variance. False: the paper.

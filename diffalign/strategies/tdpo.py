@@ -39,6 +39,8 @@ class TDPOConfig(PairConfig):
     """Constants of TDPO.
 
     Args:
+        sft_weight: weight of the error under the matching caption, added to the loss. 0: paper.
+        rejected_gradient_scale: factor on the gradient through the mismatched caption. 1: paper.
         beta: inverse temperature, in Diffusion-DPO's convention. 2000: that method's on SD 1.5.
         timestep_floor: share of the least noisy timesteps that is left out: there the image decides and the caption
             moves the prediction little. 0: Diffusion-DPO's distribution.

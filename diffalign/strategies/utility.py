@@ -49,7 +49,7 @@ def batch_mean(gain: Tensor, reduce: Reduce) -> Tensor:
 def class_means(gain: Tensor, label: Tensor, reduce: Reduce) -> Tensor:
     """Return the average of the two classes' mean gains over all processes, a scalar, not clamped.
 
-    A class without examples is left out; the official code takes its mean as 0 and so halves the other's.
+    The mean of a class without examples is 0, as in Diffusion-KTO's official code: it halves the other's.
 
     Args:
         gain: (rows, K).
@@ -58,8 +58,7 @@ def class_means(gain: Tensor, label: Tensor, reduce: Reduce) -> Tensor:
     """
     classes = torch.stack([label, 1 - label]).to(gain.dtype)
     sums, counts = reduce(torch.stack([(classes * gain).sum((1, 2)), classes.sum((1, 2))]))
-    present = (counts > 0).to(gain.dtype)
-    return (sums / counts.clamp_min(1)).sum() / present.sum()
+    return (sums / counts.clamp_min(1)).mean()
 
 
 def label_rows(batch: Batch, piece: Piece, like: Tensor) -> Tensor:
