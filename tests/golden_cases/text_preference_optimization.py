@@ -1,0 +1,48 @@
+"""TDPO (pairs of captions of one image) and TKTO (captions with labels)."""
+
+from __future__ import annotations
+
+import torch
+
+from diffalign.strategies.tdpo import TDPO, TDPOConfig
+from diffalign.strategies.tkto import TKTO, TKTOConfig
+from tests.golden_cases.base import GoldenCase
+from tests.golden_cases.caption_pairs import caption_pair_values
+from tests.golden_cases.scripted import on_predictions
+
+
+def run(case: GoldenCase) -> dict[str, object]:
+    return _tkto(case) if "labels" in case.inputs else _tdpo(case)
+
+
+def _tdpo(case: GoldenCase) -> dict[str, object]:
+    case.known({"policy_pred", "ref_pred", "target"}, {"beta": None})
+    return caption_pair_values(TDPO(TDPOConfig(beta=case.params["beta"])), case)
+
+
+def _tkto(case: GoldenCase) -> dict[str, object]:
+    case.known(
+        {"policy_pred", "ref_pred", "target", "labels"},
+        {
+            "beta": None,
+            "lambda_matched": None,
+            "lambda_mismatched": None,
+            "utility": {"sigmoid"},
+            "offset": {"batch mean, clamped at 0"},
+        },
+    )
+    config = TKTOConfig(
+        beta=case.params["beta"],
+        weight_matched=case.params["lambda_matched"],
+        weight_mismatched=case.params["lambda_mismatched"],
+    )
+    pred, fields = case.tensor("policy_pred").requires_grad_(), {"label": case.tensor("labels")}
+    target, ref_pred = case.tensor("target"), case.tensor("ref_pred")
+    output, _ = on_predictions(TKTO(config), pred, target, ref_pred, images=1, fields=fields)
+    (gradient,) = torch.autograd.grad(output.loss, pred)
+    return {
+        "reference_point": output.metrics["reference_point"],
+        "z": output.metrics["logit"],
+        "loss": output.loss,
+        "grad_policy_pred": gradient,
+    }

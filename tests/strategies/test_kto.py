@@ -1,0 +1,160 @@
+"""Diffusion-KTO and TKTO: utilities, reference points over all processes, labels."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffalign.errors import UserError
+from diffalign.strategies.base import Piece, Terms
+from diffalign.strategies.diffusion_kto import DiffusionKTO, DiffusionKTOConfig
+from diffalign.strategies.tkto import TKTO, TKTOConfig
+from diffalign.strategies.utility import UtilityObjective, batch_mean, class_means, utility
+from tests.strategies.support import context, examples, image_batch, moved_policy, numbers, objective, step, terms
+
+LABELS = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+
+
+def value(err, ref_err, label=LABELS, **config):
+    strategy = DiffusionKTO(DiffusionKTOConfig(**config))
+    return objective(strategy, terms(err, ref_err, label=label), examples(len(err)))
+
+
+def test_at_the_reference_every_example_costs_half_its_weight():
+    err = numbers(5)
+    output = value(err, err, weight_liked=1.5, weight_disliked=0.5)
+    torch.testing.assert_close(output.metrics["loss"], 0.25 + LABELS / 2)
+    torch.testing.assert_close(output.loss.item(), (3 * 0.75 + 2 * 0.25) / 5)
+    torch.testing.assert_close(
+        objective(TKTO(TKTOConfig()), terms(err, err, label=LABELS), examples(5)).loss.item(), 0.5
+    )
+
+
+def test_the_reference_point_is_the_clamped_mean_gain_and_carries_no_gradient():
+    ref_err, beta = numbers(5, seed=1) + 0.3, 5.0
+    err = numbers(5).requires_grad_()
+    gain = (ref_err - err).detach()
+    output = value(err, ref_err, beta=beta)
+    torch.testing.assert_close(output.metrics["reference_point"], gain.mean())
+    output.loss.backward()
+    sign = 2 * LABELS - 1
+    h = torch.sigmoid(sign * beta * (gain - gain.mean()))
+    torch.testing.assert_close(err.grad, sign * beta * h * (1 - h) / 5)
+    assert value(err.detach(), err.detach() - 0.1).metrics["reference_point"] == 0
+
+
+def test_class_means_are_averaged_without_clamping():
+    err, ref_err = numbers(5), numbers(5, seed=1) - 0.2
+    gain = ref_err - err
+    expected = (gain[LABELS == 1].mean() + gain[LABELS == 0].mean()) / 2
+    assert expected < 0
+    torch.testing.assert_close(value(err, ref_err, reference_point="class_means").metrics["reference_point"], expected)
+    alone = value(err, ref_err, label=torch.ones_like(LABELS), reference_point="class_means")
+    torch.testing.assert_close(alone.metrics["reference_point"], gain.mean() / 2)
+
+
+def test_reference_points_reduced_over_processes_are_those_of_all_examples():
+    gain, label = numbers(6)[:, None] - 0.1, torch.tensor([1.0, 0, 0, 1, 1, 1], dtype=torch.float64)[:, None]
+    parts = [slice(0, 2), slice(2, 6)]
+    for point in (lambda g, y, reduce: batch_mean(g, reduce), class_means):
+        sums = [torch.zeros(())]
+
+        def add(total, sums=sums):
+            sums[0] = sums[0] + total
+            return sums[0]
+
+        first, both = (point(gain[part], label[part], add) for part in parts)
+        torch.testing.assert_close(both, point(gain, label, lambda total: total))
+        assert first != both
+
+
+def test_flipping_labels_flips_the_logit_and_beta_scales_it():
+    err, ref_err = numbers(5), numbers(5, seed=1)
+    first = value(err, ref_err, beta=10.0).metrics["logit"]
+    torch.testing.assert_close(value(err, ref_err, label=1 - LABELS, beta=10.0).metrics["logit"], -first)
+    torch.testing.assert_close(value(err, ref_err, beta=30.0).metrics["logit"], 3 * first)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(-50, 50))
+def test_utilities(z):
+    at = torch.tensor(z, dtype=torch.float64)
+    assert 0 <= utility(at, "sigmoid") <= 1
+    torch.testing.assert_close(utility(at, "loss_averse"), utility(at, "sigmoid").log(), atol=1e-9, rtol=1e-6)
+    torch.testing.assert_close(utility(at, "risk_seeking"), -utility(-at, "loss_averse"))
+
+
+def test_the_sigmoid_loss_stays_within_its_bounds_at_extreme_errors():
+    err = torch.tensor([0.0, 1e6, 0.0, 1e6, 3.0], dtype=torch.float64)
+    output = value(err, err.flip(0), weight_liked=2.0)
+    assert 0 <= output.loss <= 2
+    assert all(metric.isfinite().all() for metric in output.metrics.values())
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "loss_averse", "risk_seeking"])
+def test_gradients_by_finite_differences(kind):
+    ref_err, err = numbers(5, seed=1), numbers(5).requires_grad_()
+    point = {"reference_point": torch.tensor(0.02, dtype=torch.float64)}
+    goal = UtilityObjective(10.0, kind, (1.3, 0.7))
+    assert torch.autograd.gradcheck(lambda e: goal(terms(e, ref_err, label=LABELS), point).loss, err)
+
+
+def test_unknown_names_offer_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'loss_averse'"):
+        utility(torch.zeros(1), "loss_aversion")
+    with pytest.raises(UserError, match="did you mean 'batch_mean'"):
+        value(numbers(5), numbers(5), reference_point="batch_means")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda scope: DiffusionKTO(DiffusionKTOConfig(reference_scope=scope)),
+        lambda scope: TKTO(TKTOConfig(reference_scope=scope)),
+    ],
+)
+def test_the_scope_of_the_reference_point_is_told_to_the_loop(make):
+    assert [make(scope).spec.statistics for scope in ("update", "micro_batch")] == ["update", "micro_batch"]
+
+
+@pytest.mark.parametrize("process", ["epsilon", "v_prediction", "flow"])
+@pytest.mark.parametrize("strategy", [DiffusionKTO(DiffusionKTOConfig(beta=3.0)), TKTO(TKTOConfig(beta=3.0))])
+def test_labels_travel_with_their_rows(strategy, process):
+    policy = moved_policy(process)
+    batch = image_batch(policy, examples=5, images=1, label=LABELS.float())
+    ctx = context(policy)
+    whole, output = step(strategy, ctx, batch)
+    draws = strategy.draw(ctx, batch)
+    parts = []
+    for rows in (slice(0, 2), slice(2, 5)):
+        piece = Piece(rows=rows)
+        frozen = strategy.frozen(ctx, batch, draws, piece)
+        parts.append(Terms(strategy.terms(ctx, batch, draws, piece), frozen))
+    split = objective(strategy, Terms.join(parts, 0), batch)
+    torch.testing.assert_close(split.loss, output.loss)
+    assert whole.frozen["label"][:, 0].tolist() == LABELS.tolist()
+    output.loss.backward()
+    assert policy.module.delta["default"].grad.abs().sum() > 0
+
+
+def test_mismatched_captions_as_the_reference_point():
+    policy, strategy = moved_policy(), DiffusionKTO(DiffusionKTOConfig(reference_point="mismatched"))
+    batch = image_batch(policy, examples=5, images=1, label=LABELS.float())
+    ctx = context(policy)
+    values, output = step(strategy, ctx, batch)
+    rolled = batch.with_conditions((batch.condition.select(torch.arange(5).roll(1)),))
+    other, _ = step(DiffusionKTO(DiffusionKTOConfig()), ctx, rolled)
+    gain = (other.reference - other.policy).detach()
+    torch.testing.assert_close(values.frozen["mismatched_gain"], gain)
+    torch.testing.assert_close(output.metrics["reference_point"], gain.mean())
+    assert not values.frozen["mismatched_gain"].requires_grad
+    assert output.loss.isfinite()
+
+
+def test_missing_labels_are_named():
+    policy = moved_policy()
+    batch = replace(image_batch(policy, examples=2, images=1), fields={"scores": torch.ones(2)})
+    with pytest.raises(UserError, match=r"needs a 'label'.*has the fields: scores"):
+        step(TKTO(TKTOConfig()), context(policy), batch)
