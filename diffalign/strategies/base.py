@@ -59,7 +59,8 @@ class Spec:
         data: the kind of examples it eats.
         modality: what the policy must be able to do.
         needs_reference: frozen values are asked of ``ctx.reference``.
-        moving_reference: the reference changes during the run, so its values must never be cached.
+        moving_reference: the reference, or where it is evaluated, changes during the run even if noise and timesteps are
+            pinned, so its values must never be cached.
         needs_reward: ``None``, a black-box reward, or one that images can be differentiated through.
         trains: "policy" (adapters or weights of the policy) or "own" (what :meth:`Strategy.parameters` returns).
         statistics: scope over which :meth:`Strategy.statistics` is taken: never, one micro-batch, or the whole update.

@@ -46,6 +46,11 @@ class PairErrors(NamedTuple):
         """By how much the policy denoises the rejected image better than the reference does."""
         return self.ref_err_l - self.err_l
 
+    def swapped(self, where: Tensor) -> PairErrors:
+        """Exchange chosen and rejected in the pairs (B,) bool that ``where`` marks."""
+        other = (self.err_l, self.err_w, self.ref_err_l, self.ref_err_w)
+        return PairErrors(*(torch.where(where, there, here) for here, there in zip(self, other, strict=True)))
+
     def metrics(self) -> dict[str, Tensor]:
         """Return margins and errors to report, (B,) each, detached."""
         values = {
@@ -112,14 +117,20 @@ class PairObjective:
             weight: factor on each pair's margin, inside the head; (B,) or one for all.
         """
         d_l = scale_gradient(errors.d_l, self.options.rejected_gradient_scale)
-        return self.from_margin(weight * (errors.d_w - d_l), errors)
+        output = self.from_margin(weight * (errors.d_w - d_l), errors.err_w)
+        return LossOutput(output.loss, {**output.metrics, **errors.metrics()})
 
-    def from_margin(self, margin: Tensor, errors: PairErrors) -> LossOutput:
-        """Return the loss of margins (B,) that a method forms by its own rule; ``errors`` serve the other parts."""
+    def from_margin(self, margin: Tensor, err_w: Tensor | None = None) -> LossOutput:
+        """Return the loss of margins that a method forms by a rule of its own, and the metrics of the logit.
+
+        Args:
+            margin: (B,), not yet scaled by ``0.5 * beta``.
+            err_w: (B,) errors of the chosen images, for ``sft_weight``.
+        """
         scale = 0.5 * self.beta
         losses = preference_loss(margin, scale, self.head, self.label_smoothing)
-        if self.options.sft_weight:
-            losses = losses + self.options.sft_weight * errors.err_w
+        if self.options.sft_weight and err_w is not None:
+            losses = losses + self.options.sft_weight * err_w
         logit = scale * margin.detach()
         metrics = {
             "loss": losses.detach(),
@@ -127,4 +138,4 @@ class PairObjective:
             "implicit_accuracy": accuracy(logit),
             "effective_weight": torch.sigmoid(-logit),
         }
-        return LossOutput(losses.mean(), metrics | errors.metrics())
+        return LossOutput(losses.mean(), metrics)
