@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,12 +16,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffalign.errors import UserError
 from diffalign.policies.adapters import DEFAULT_ADAPTER, START_ADAPTER, LoraSettings
 from diffalign.policies.base import BasePolicy
+from diffalign.policies.saving import write_safetensors
 
 Compute = Callable[..., Tensor]
 """Takes a policy and returns (rows, K)."""
@@ -181,14 +180,7 @@ class CachedReference(Reference):
         """
         header = {"keys": json.dumps(list(self._values)), "scope": json.dumps(asdict(scope))}
         values = {"values": torch.stack(list(self._values.values()))} if self._values else {}
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(values, temporary, header)
-            os.replace(temporary, path)
-        except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
-            raise UserError(f"cannot write the reference cache {path}: {error}") from error
+        write_safetensors(path, values, header)
 
     def load(self, path: Path, scope: CacheScope) -> None:
         """Add the values of a file.

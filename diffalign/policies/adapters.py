@@ -8,6 +8,7 @@ their flags change, so gradients keep working whatever the order of passes, and 
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -234,7 +235,9 @@ class AdapterBank:
             target_modules=list(settings.targets),
             init_lora_weights="gaussian" if settings.init == "gaussian" else True,
         )
-        inject_adapter_in_model(config, self._module, adapter_name=name)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are wanted here
+            inject_adapter_in_model(config, self._module, adapter_name=name)
 
     def _named_parameters(self, name: str) -> dict[str, nn.Parameter]:
         self._require(name)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,15 +62,26 @@ def save_lora(folder: Path, bank: AdapterBank, name: str, prefix: str, metadata:
         _STOCK_METADATA: json.dumps({f"{prefix}.{key}": value for key, value in stock.items()}),
     }
     state = {f"{prefix}.{key}": value.cpu().contiguous() for key, value in bank.state_dict(name).items()}
-    path, temporary = folder / LORA_FILE, folder / f"{LORA_FILE}.tmp"
+    path = folder / LORA_FILE
+    write_safetensors(path, state, header)
+    return path
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Write a safetensors file under a temporary name, then rename it; missing folders are made.
+
+    Raises:
+        UserError: if it cannot be written; then nothing is left behind.
+    """
+    temporary = path.with_name(path.name + ".tmp")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(state, temporary, header)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(dict(tensors), temporary, dict(header))
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise UserError(f"cannot write {path}: {error}") from error
-    return path
 
 
 def lora_path(path: str | Path) -> Path | None:

@@ -1,0 +1,234 @@
+"""References: what they compute, what they call themselves, and the cache."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffalign.batch import ImageBatch
+from diffalign.errors import UserError
+from diffalign.policies.adapters import LoraSettings
+from diffalign.policies.base import Policy
+from diffalign.references import (
+    AdaptersOff,
+    CachedReference,
+    CacheScope,
+    FrozenCopy,
+    NamedAdapter,
+    _move_traffic,
+    start_full,
+    start_lora,
+)
+from diffalign.strategies.base import Context, Piece
+from diffalign.strategies.pair_kernel import DenoisingKernel
+from tests.factories import ToyPolicy, image_batch, tiny_policy
+
+SCOPE = CacheScope("base:0", "epsilon")
+
+
+def errors(policy: Policy, batch: ImageBatch) -> Tensor:
+    timesteps = policy.process.timestep_at(torch.tensor([100, 700]).repeat(2))
+    return policy.predict(batch.latents, timesteps, batch.condition).square().flatten(1).mean(dim=1)[:, None]
+
+
+def shake(policy: Policy, name: str = "default") -> None:
+    with torch.no_grad():
+        for parameter in policy.adapters.parameters(name):
+            parameter += 0.3
+
+
+def test_adapters_off_is_the_start() -> None:
+    policy = ToyPolicy(adapter=False)
+    batch = image_batch(policy)
+    reference = start_lora(policy)
+    start = errors(policy, batch)
+    assert torch.equal(start, reference.evaluate(lambda p: errors(p, batch)))
+    shake(policy)
+    assert not torch.equal(start, errors(policy, batch))
+    value = reference.evaluate(lambda p: errors(p, batch))
+    assert torch.equal(start, value)
+    assert not value.requires_grad
+
+
+def test_adapters_off_refuses_a_training_network() -> None:
+    policy = tiny_policy("sd")
+    policy.train_weights()
+    with pytest.raises(RuntimeError, match="FrozenCopy"):
+        AdaptersOff(policy).evaluate(lambda p: torch.zeros(1, 1))
+
+
+def test_exception_inside_leaves_adapters_on() -> None:
+    policy = ToyPolicy()
+
+    def fail(policy: Policy) -> Tensor:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        AdaptersOff(policy).evaluate(fail)
+    assert policy.adapters.active == "default"
+
+
+def test_backward_inside_raises() -> None:
+    policy = ToyPolicy()
+    batch = image_batch(policy)
+    loss = errors(policy, batch).sum()
+
+    def train(policy: Policy) -> Tensor:
+        loss.backward()
+        return loss
+
+    with pytest.raises(RuntimeError, match="switched off"):
+        AdaptersOff(policy).evaluate(train)
+
+
+def test_start_from_an_adapter_refers_to_it() -> None:
+    policy = tiny_policy("sd")
+    batch = image_batch(policy)
+    policy.adapters.add("start", LoraSettings(rank=3, alpha=6), trainable=False)
+    shake(policy, "start")
+    start = errors(policy, batch).detach()
+    reference = start_lora(policy, LoraSettings(rank=8, dropout=0.0))
+    assert isinstance(reference, NamedAdapter)
+    assert policy.adapters.settings("default").rank == 3
+    assert policy.adapters.active == "default"
+    assert torch.equal(errors(policy, batch), start)
+    shake(policy)
+    assert torch.equal(reference.evaluate(lambda p: errors(p, batch)), start)
+    assert not any(p.requires_grad for p in policy.adapters.parameters("start"))
+
+
+def test_frozen_copy_keeps_the_start_and_gets_no_gradient() -> None:
+    policy = tiny_policy("sd")
+    batch = image_batch(policy)
+    reference = start_full(policy)
+    start = errors(policy, batch)
+    assert torch.equal(start, reference.evaluate(lambda p: errors(p, batch)))
+    start.sum().backward()
+    assert all(p.grad is not None for p in policy.module.parameters())
+    with torch.no_grad():
+        for parameter in policy.module.parameters():
+            parameter += 0.01
+    assert torch.equal(start, reference.evaluate(lambda p: errors(p, batch)))
+    assert not any(p.requires_grad for p in reference._policy.module.parameters())
+    low = FrozenCopy(policy, dtype=torch.bfloat16).evaluate(lambda p: errors(p, batch))
+    torch.testing.assert_close(low.float(), errors(policy, batch).detach(), rtol=0.1, atol=0.05)
+
+
+def test_traffic_is_moved_both_ways() -> None:
+    seen = []
+
+    class Probe(torch.nn.Module):
+        def forward(self, x: Tensor, *, more: dict[str, Tensor]) -> tuple[Tensor, ...]:
+            seen.extend([x.device.type, more["y"].device.type])
+            return (torch.zeros(2),)
+
+    probe = Probe()
+    _move_traffic(probe, torch.device("meta"), torch.device("cpu"))
+    (output,) = probe(torch.zeros(1), more={"y": torch.zeros(1)})
+    assert seen == ["meta", "meta"]
+    assert output.device.type == "cpu"
+
+
+class TestIdentity:
+    def test_of_the_base_ignores_adapters(self) -> None:
+        first, second, other = tiny_policy("sd"), tiny_policy("sd", lora=True), tiny_policy("sd", seed=1)
+        assert AdaptersOff(first).identity == AdaptersOff(second).identity != AdaptersOff(other).identity
+        assert AdaptersOff(first).identity.startswith("base:")
+
+    def test_of_an_adapter_follows_its_weights(self) -> None:
+        policy = ToyPolicy()
+        reference = NamedAdapter(policy, "default")
+        before = reference.identity
+        assert before.startswith("adapter:default:")
+        shake(policy)
+        assert reference.identity != before
+
+    def test_of_a_copy_stands_still(self) -> None:
+        policy = tiny_policy("sd")
+        reference = start_full(policy)
+        before = reference.identity
+        assert before.startswith("copy:")
+        assert start_full(tiny_policy("sd")).identity == before
+        assert start_full(tiny_policy("sd", seed=1)).identity != before
+
+
+class Counting(AdaptersOff):
+    calls = 0
+
+    def _compute(self, compute):  # type: ignore[no-untyped-def]
+        self.calls += 1
+        return super()._compute(compute)
+
+
+class TestCache:
+    def test_answers_by_row_and_computes_once(self) -> None:
+        policy = ToyPolicy()
+        batch = image_batch(policy)
+        inner = Counting(policy)
+        cache = CachedReference(inner)
+        keys = ["a/0", "b/0", "a/1", "b/1"]
+        first = cache.evaluate(lambda p: errors(p, batch), keys)
+        again = cache.evaluate(lambda p: errors(p, batch), keys[::-1])
+        assert inner.calls == 1
+        assert torch.equal(again, first.flip(0))
+        cache.evaluate(lambda p: errors(p, batch))
+        cache.evaluate(lambda p: errors(p, batch), ["a/0", "b/0", "a/1", "new"])
+        assert inner.calls == 3
+        assert cache.identity == inner.identity
+
+    def test_kernel_uses_keys(self) -> None:
+        policy = ToyPolicy()
+        batch = replace(image_batch(policy), cache_keys=["x#0", "y#0"])
+        inner = Counting(policy)
+        ctx = Context(policy, CachedReference(inner))
+        kernel = DenoisingKernel()
+        draws = kernel.draw(ctx, batch)
+        first = kernel.frozen(ctx, batch, draws, Piece())["reference"]
+        parts = [kernel.frozen(ctx, batch, draws, Piece(rows=rows))["reference"] for rows in (slice(0, 3), slice(3, 4))]
+        assert inner.calls == 1
+        assert torch.equal(torch.cat(parts), first)
+
+    def test_round_trip_on_disk(self, tmp_path: Path) -> None:
+        policy = ToyPolicy()
+        batch = image_batch(policy)
+        keys = ["a", "b", "c", "d"]
+        cache = CachedReference(AdaptersOff(policy))
+        values = cache.evaluate(lambda p: errors(p, batch), keys)
+        cache.save(tmp_path / "deep" / "cache.safetensors", SCOPE)
+        inner = Counting(policy)
+        other = CachedReference(inner)
+        other.load(tmp_path / "deep" / "cache.safetensors", SCOPE)
+        assert torch.equal(other.evaluate(lambda p: errors(p, batch), keys), values)
+        assert inner.calls == 0
+        assert len(other) == 4
+        assert [path.name for path in (tmp_path / "deep").iterdir()] == ["cache.safetensors"]
+
+    def test_empty_and_damaged_files(self, tmp_path: Path) -> None:
+        cache = CachedReference(AdaptersOff(ToyPolicy()))
+        cache.save(tmp_path / "empty.safetensors", SCOPE)
+        cache.load(tmp_path / "empty.safetensors", SCOPE)
+        assert len(cache) == 0
+        (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
+        with pytest.raises(UserError, match="cannot read the reference cache"):
+            cache.load(tmp_path / "bad.safetensors", SCOPE)
+        with pytest.raises(UserError, match="cannot write"):
+            cache.save(tmp_path / "bad.safetensors" / "x", SCOPE)
+
+    def test_scope_holds_just_these_fields(self) -> None:
+        assert [field.name for field in fields(CacheScope)] == [
+            "reference",
+            "objective",
+            "autocast",
+            "attention_backend",
+        ]
+
+    @pytest.mark.parametrize("field", [field.name for field in fields(CacheScope)])
+    def test_other_scope_is_refused(self, field: str, tmp_path: Path) -> None:
+        cache = CachedReference(AdaptersOff(ToyPolicy()))
+        cache.save(tmp_path / "cache.safetensors", SCOPE)
+        with pytest.raises(UserError, match=field):
+            cache.load(tmp_path / "cache.safetensors", replace(SCOPE, **{field: "another"}))
