@@ -141,19 +141,17 @@ def kind_info(kind: str) -> KindInfo:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Held-out captions and the rewards that judge images of them.
+class HeldOut:
+    """Held-out captions and the names of the rewards that judge images of them.
 
     Args:
         prompts: captions that never occur in the training data.
-        metadata: one structured description a caption.
-        tags: one task kind a caption, for tables; empty strings where there is none.
-        rewards: names of rewards (``diffalign.rewards``) that judge the images, the main one first.
+        metadata: one structured description a caption, for rewards that need it; the key "tag" names its category.
+        rewards: names of rewards (``diffalign.rewards``), the main one first.
     """
 
     prompts: tuple[str, ...]
     metadata: tuple[Mapping[str, Any], ...]
-    tags: tuple[str, ...]
     rewards: tuple[str, ...]
 
 
@@ -174,7 +172,7 @@ class ExampleSet:
     examples: Sequence[Example]
     name: str = "data"
     notes: Mapping[str, int] = field(default_factory=dict)
-    held_out: Callable[[str, int, int], Evaluation] | None = None
+    held_out: Callable[[str, int, int], HeldOut] | None = None
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -1,0 +1,188 @@
+"""The front door: from a source to the examples of a kind."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from diffalign.data.captions import mismatch_captions
+from diffalign.data.image_source import UnreadableImage
+from diffalign.data.pairing import CONVERSIONS, PairingOptions, join_liked_and_disliked, merge_repeats
+from diffalign.data.readers import SourceOptions, open_records
+from diffalign.data.schema import Example, ExampleSet, Record, StreamSet, kind_info
+from diffalign.data.table import RowReader
+from diffalign.data.transforms import aspect_buckets, assign_bucket
+from diffalign.errors import UserError
+from diffalign.strategies.base import DataKind
+
+_NEEDS_MISMATCH = frozenset({"caption_pairs", "mismatched_captions", "labelled_captions"})
+_NEEDS_PREFERENCE = frozenset({"pairs", "caption_pairs", "ranked_lists"})
+_THREADS = 8
+
+
+def load_examples(source: Any, kind: DataKind, options: SourceOptions | None = None) -> ExampleSet | StreamSet:
+    """Load a data set as examples of a kind.
+
+    Args:
+        source: "bundled", a file or folder, a hub name (``OWNER/NAME``), a ``datasets`` object, a list of rows, or an
+            :class:`ExampleSet` of that kind, which is returned as it is.
+        kind: what the method eats (``strategy.spec.data``).
+        options: split, columns, pairing.
+
+    Returns:
+        the examples, with counts of all that was left out; a stream when ``streaming`` is set.
+
+    Raises:
+        UserError: one message that names source, row and column, what is there and what was expected.
+
+    Example::
+
+        dataset = load_examples("pairs.jsonl", "pairs", SourceOptions(column_map={"prompt": "caption"}))
+        print(len(dataset), describe_notes(dataset.notes))
+    """
+    kind_info(kind)
+    options = options or SourceOptions()
+    if isinstance(source, ExampleSet | StreamSet):
+        if source.kind != kind:
+            raise UserError(
+                f"{source.name} holds {source.kind.replace('_', ' ')}, but {kind.replace('_', ' ')} are needed"
+            )
+        return source
+    reader = open_records(source, kind, options)
+    if reader.table.streams:
+        return _stream(reader, kind, options)
+    records = list(reader)
+    if not records:
+        raise UserError(f"{reader.table.name} is empty: it holds no row")
+    examples, notes = examples_from_records(records, kind, options.pairing, options.seed)
+    if options.max_samples:
+        examples = examples[: options.max_samples]
+    empty = ExampleSet(kind, [], reader.table.name, reader.table.notes, reader.table.held_out)
+    return empty.with_examples(examples, notes)
+
+
+def examples_from_records(
+    records: Sequence[Record], kind: DataKind, pairing: PairingOptions | None = None, seed: int = 0
+) -> tuple[list[Example], Mapping[str, int]]:
+    """Convert records to examples of a kind.
+
+    Args:
+        records: the records.
+        kind: the kind.
+        pairing: how several images of a caption become pairs.
+        seed: decides how captions are edited where the kind needs mismatched ones and the records have none.
+
+    Returns:
+        the examples and reason -> number of records (or images) left out.
+    """
+    notes: Counter[str] = Counter()
+    if kind in _NEEDS_PREFERENCE and all(record.label is not None and len(record.images) == 1 for record in records):
+        records = join_liked_and_disliked(records, notes)
+    if kind in _NEEDS_MISMATCH:
+        records = _with_mismatched_captions(records, kind, seed)
+    convert = CONVERSIONS[kind]
+    found = [example for record in records for example in convert(record, pairing or PairingOptions(), notes)]
+    examples = _with_common_fields(merge_repeats(kind, found), notes)
+    return examples, {reason: count for reason, count in notes.items() if count}
+
+
+def drop_unreadable(dataset: ExampleSet, strict: bool = False) -> ExampleSet:
+    """Decode every image once and leave out the examples whose images cannot be decoded, counted.
+
+    A data set that :meth:`ImageEncoder.precompute` goes through needs no such pass.
+
+    Raises:
+        UnreadableImage: naming the first such image when ``strict`` is set.
+        UserError: if no example is left.
+    """
+    images = {image.name: image for example in dataset.examples for image in example.images}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        errors = dict(zip(images, pool.map(_decoding_error, images.values()), strict=True))
+    bad = [error for error in errors.values() if error is not None]
+    if bad and strict:
+        raise bad[0]
+    kept = [e for e in dataset.examples if all(errors[image.name] is None for image in e.images)]
+    return dataset.with_examples(kept, {"examples with unreadable images skipped": len(dataset) - len(kept)})
+
+
+def with_aspect_buckets(dataset: ExampleSet, resolution: tuple[int, int], max_ratio: float = 2.0) -> ExampleSet:
+    """Give each example the training size nearest to the shape of its images: one size for all images of an example.
+
+    Reads the header of every image.
+
+    Args:
+        dataset: the examples, their images readable.
+        resolution: (height, width) whose area all sizes share.
+        max_ratio: longest side over shortest side.
+    """
+    buckets = aspect_buckets(resolution, max_ratio)
+    sizes: dict[str, tuple[int, int]] = {}
+    examples = []
+    for example in dataset.examples:
+        for image in example.images:
+            if image.name not in sizes:
+                sizes[image.name] = image.size()
+        size = assign_bucket([sizes[image.name] for image in example.images], buckets) if example.images else None
+        examples.append(replace(example, size=size))
+    return replace(dataset, examples=examples)
+
+
+def _decoding_error(image: Any) -> UnreadableImage | None:
+    try:
+        image.decode()
+    except UnreadableImage as error:
+        return error
+    return None
+
+
+def _with_mismatched_captions(records: Sequence[Record], kind: DataKind, seed: int) -> list[Record]:
+    """Edit captions where the records bring neither a mismatched one nor (for pairs) captions of their own."""
+    own = [
+        record.mismatched is not None
+        or (kind == "caption_pairs" and record.captions is not None)
+        or (kind == "labelled_captions" and record.label is not None)
+        for record in records
+    ]
+    if all(own):
+        return list(records)
+    edited = mismatch_captions([record.prompt for record in records], seed)
+    return [
+        record if has else replace(record, mismatched=caption)
+        for record, has, caption in zip(records, own, edited, strict=True)
+    ]
+
+
+def _with_common_fields(examples: list[Example], notes: Counter[str]) -> list[Example]:
+    """Keep the fields that every example has: a batch cannot hold a column with gaps."""
+    if not examples:
+        return examples
+    common = set.intersection(*(set(example.fields) for example in examples))
+    partial_fields = {name for example in examples for name in example.fields} - common
+    if not partial_fields:
+        return examples
+    for name in sorted(partial_fields):
+        notes[f"column {name!r} left out, as rows lack a number in it"] += 1
+    return [replace(e, fields={name: e.fields[name] for name in e.fields if name in common}) for e in examples]
+
+
+def _stream(reader: RowReader, kind: DataKind, options: SourceOptions) -> StreamSet:
+    notes: Counter[str] = Counter()
+    convert = CONVERSIONS[kind]
+
+    def examples() -> Iterator[Example]:
+        notes.clear()
+        found = (example for record in reader for example in convert(record, options.pairing, notes))
+        readable = (example for example in found if _readable(example, notes))
+        yield from itertools.islice(readable, options.max_samples or None)
+
+    return StreamSet(kind, examples, reader.table.name, notes)
+
+
+def _readable(example: Example, notes: Counter[str]) -> bool:
+    bad = any(_decoding_error(image) is not None for image in example.images)
+    notes["examples with unreadable images skipped"] += bad
+    return not bad
