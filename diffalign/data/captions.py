@@ -18,13 +18,14 @@ parts around an "and" merely in another order is refused.
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, TypeVar, get_args
 
+from diffalign.data.vocabulary import TOKEN, Slots, Vocabulary, split_words
 from diffalign.diffusion.random import derive_seed
 from diffalign.errors import UserError, unknown
 
@@ -32,12 +33,9 @@ Edit = Literal["swap", "replace", "drop", "exchange"]
 Rewrite = Callable[[str, random.Random], str]
 """A user's own edit: takes a caption and a random generator, returns another caption."""
 
-FUNCTION_WORDS = frozenset(
-    ["a", "an", "the", "and", "or", "of", "is", "are", "was", "were", "be", "it", "its", "this", "that", "to", "with"]
-)
 _SEPARATORS = frozenset({",", ";", ".", "and"})
-_TOKEN = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
 _ATTEMPTS = 20
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,154 +51,74 @@ class Mismatch:
     kind: str
 
 
-class Vocabulary(Protocol):
-    """Knows which words may stand in for which."""
-
-    def substitutes(self, words: Sequence[str], position: int) -> Mapping[str, str]:
-        """Words that may replace the one at ``position``, each with the kind of edit it makes; sorted."""
-        ...
-
-    def exchangeable(self, first: str, second: str) -> bool:
-        """Whether two words belong to one class."""
-        ...
-
-
-class Slots:
-    """A vocabulary learned from captions: words found between the same neighbours are of one class.
-
-    The wider context (two words before, one after) is asked first, because it keeps number and article in agreement.
+@dataclass(frozen=True)
+class EditOptions:
+    """How captions are edited.
 
     Args:
-        captions: the captions to learn from.
-        keep: words that are never edited.
-    """
-
-    def __init__(self, captions: Sequence[str], keep: frozenset[str] = FUNCTION_WORDS) -> None:
-        self._keep = keep
-        self._words: dict[tuple[str, ...], set[str]] = defaultdict(set)
-        self._slots: dict[str, set[tuple[str, ...]]] = defaultdict(set)
-        for caption in dict.fromkeys(captions):
-            words = _words(caption)
-            for position, word in enumerate(words):
-                if not self._editable(word):
-                    continue
-                wide, narrow = _contexts(words, position)
-                self._words[wide].add(word)
-                self._words[narrow].add(word)
-                self._slots[word].add(narrow)
-
-    def substitutes(self, words: Sequence[str], position: int) -> Mapping[str, str]:
-        """See :class:`Vocabulary`."""
-        if not self._editable(words[position]):
-            return {}
-        for context in _contexts(words, position):
-            found = self._words.get(context, set()) - {words[position]}
-            if found:
-                return dict.fromkeys(sorted(found), "replace")
-        return {}
-
-    def exchangeable(self, first: str, second: str) -> bool:
-        """See :class:`Vocabulary`."""
-        return not self._slots.get(first, set()).isdisjoint(self._slots.get(second, set()))
-
-    def _editable(self, word: str) -> bool:
-        return word not in self._keep and (word[0].isalnum())
-
-
-class WordLists:
-    """A vocabulary given by the caller.
-
-    Args:
-        lists: kind of edit -> the words of that class, for example ``{"colour": ["red", "blue"]}``.
+        edits: kinds to choose among at random; where none of them applies to a caption it is exchanged for another.
+        strength: number of edits, one after the other (DCPO's weak, medium and strong perturbation).
+        vocabulary: what may replace what; None to learn it from the captions.
+        rewrite: a callable of the user's that takes the place of all rules.
+        window: edits show within this many first words: a text encoder with 77 tokens sees nothing beyond.
 
     Raises:
-        UserError: if a list has fewer than two words.
+        UserError: for an unknown edit, or a strength or window below 1.
     """
 
-    def __init__(self, lists: Mapping[str, Sequence[str]]) -> None:
-        self._lists = {kind: sorted({word.lower() for word in words}) for kind, words in lists.items()}
-        for kind, words in self._lists.items():
-            if len(words) < 2:
-                raise UserError(f"word list {kind!r} has {len(words)} word(s); an edit needs at least two")
+    edits: tuple[Edit, ...] = ("swap", "replace")
+    strength: int = 1
+    vocabulary: Vocabulary | None = None
+    rewrite: Rewrite | None = None
+    window: int = 50
 
-    def substitutes(self, words: Sequence[str], position: int) -> Mapping[str, str]:
-        """See :class:`Vocabulary`."""
-        found = {word: kind for kind, members in self._lists.items() if words[position] in members for word in members}
-        found.pop(words[position], None)
-        return dict(sorted(found.items()))
-
-    def exchangeable(self, first: str, second: str) -> bool:
-        """See :class:`Vocabulary`."""
-        return any(first in members and second in members for members in self._lists.values())
+    def __post_init__(self) -> None:
+        for edit in self.edits:
+            if edit not in get_args(Edit):
+                raise unknown("caption edit", edit, get_args(Edit))
+        for name in ("strength", "window"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} of caption edits is {getattr(self, name)}: expected 1 or more")
 
 
-def mismatch_captions(
-    prompts: Sequence[str],
-    seed: int,
-    *,
-    edits: Sequence[Edit] = ("swap", "replace"),
-    strength: int = 1,
-    vocabulary: Vocabulary | None = None,
-    rewrite: Rewrite | None = None,
-    window: int = 50,
-) -> list[str]:
+def mismatch_captions(prompts: Sequence[str], seed: int, options: EditOptions | None = None) -> list[str]:
     """Return one mismatched caption for each prompt; see :func:`mismatches`, which also tells the kinds."""
-    found = mismatches(
-        prompts, seed, edits=edits, strength=strength, vocabulary=vocabulary, rewrite=rewrite, window=window
-    )
-    return [mismatch.text for mismatch in found]
+    return [mismatch.text for mismatch in mismatches(prompts, seed, options)]
 
 
-def mismatches(
-    prompts: Sequence[str],
-    seed: int,
-    *,
-    edits: Sequence[Edit] = ("swap", "replace"),
-    strength: int = 1,
-    vocabulary: Vocabulary | None = None,
-    rewrite: Rewrite | None = None,
-    window: int = 50,
-) -> list[Mismatch]:
+def mismatches(prompts: Sequence[str], seed: int, options: EditOptions | None = None) -> list[Mismatch]:
     """Make one mismatched caption for each prompt, the same for the same seed.
 
     Args:
         prompts: true captions.
         seed: decides all choices, together with a caption's place and text.
-        edits: kinds to choose among at random; where none of them applies to a caption it is exchanged for another.
-        strength: number of edits, one after the other (DCPO's weak, medium and strong perturbation).
-        vocabulary: what may replace what; by default learned from the prompts.
-        rewrite: a callable of the user's that takes the place of all rules.
-        window: edits show within this many first words: a text encoder with 77 tokens sees nothing beyond.
+        options: kinds of edits and their number.
 
     Raises:
-        UserError: if an edit is unknown, a prompt is empty, ``rewrite`` keeps returning the caption, or no rule can
-            change a caption (all prompts say the same and none has a word with an alternative).
+        UserError: if a prompt is empty, ``rewrite`` keeps returning the caption, or no rule can change a caption (all
+            prompts say the same and none has a word with an alternative).
     """
-    for edit in edits:
-        if edit not in get_args(Edit):
-            raise unknown("caption edit", edit, get_args(Edit))
-    if strength < 1:
-        raise UserError(f"strength is {strength}; at least one edit is needed")
+    options = options or EditOptions()
     for index, prompt in enumerate(prompts):
-        if not _words(prompt):
+        if not split_words(prompt):
             raise UserError(f"prompt {index} is empty ({prompt!r}): an empty caption cannot be edited")
-    if rewrite is not None:
-        edit_one = _rewriter(rewrite)
+    if options.rewrite is not None:
+        edit_one = _rewriter(options.rewrite)
     else:
-        edit_one = _Rules(prompts, vocabulary or Slots(prompts), tuple(edits), strength, window)
+        edit_one = _Rules(prompts, options.vocabulary or Slots(prompts), options)
     return [edit_one(prompt, random.Random(derive_seed(seed, index, prompt))) for index, prompt in enumerate(prompts)]
 
 
 def same_meaning(first: str, second: str) -> bool:
     """Tell whether captions agree but for case, punctuation and the order of parts joined by "and" or commas."""
-    return _canonical(_words(first)) == _canonical(_words(second))
+    return _canonical(split_words(first)) == _canonical(split_words(second))
 
 
 def _rewriter(rewrite: Rewrite) -> Callable[[str, random.Random], Mismatch]:
     def edit_one(caption: str, rng: random.Random) -> Mismatch:
         for _ in range(_ATTEMPTS):
             text = rewrite(caption, rng)
-            if _words(text) and not same_meaning(caption, text):
+            if split_words(text) and not same_meaning(caption, text):
                 return Mismatch(text, "own")
         raise UserError(
             f"the caption edit returned the caption itself, or nothing, {_ATTEMPTS} times for {caption!r}; "
@@ -216,13 +134,11 @@ class _Rules:
 
     captions: Sequence[str]
     vocabulary: Vocabulary
-    edits: tuple[Edit, ...]
-    strength: int
-    window: int
+    options: EditOptions
 
     def __call__(self, caption: str, rng: random.Random) -> Mismatch:
         text, kinds = caption, list[str]()
-        for _ in range(self.strength):
+        for _ in range(self.options.strength):
             mismatch = self._once(text, caption, rng)
             if mismatch is None:
                 break
@@ -234,29 +150,28 @@ class _Rules:
 
     def _once(self, text: str, caption: str, rng: random.Random) -> Mismatch | None:
         """Apply one edit of a random kind; None when no kind gives a caption that differs from the true one."""
-        for edit in rng.sample(self.edits, len(self.edits)):
+        for edit in rng.sample(self.options.edits, len(self.options.edits)):
             if edit == "exchange":
                 return self._exchange(caption, rng)
-            candidates = list(self._candidates(edit, text))
-            rng.shuffle(candidates)
-            for candidate in candidates:
+            for candidate in self._candidates(edit, text, rng):
                 if self._differs(candidate.text, caption) and self._differs(candidate.text, text):
                     return candidate
         return None
 
-    def _candidates(self, edit: Edit, text: str) -> Iterator[Mismatch]:
-        words, seen = _words(text), min(self.window, len(_words(text)))
+    def _candidates(self, edit: Edit, text: str, rng: random.Random) -> Iterator[Mismatch]:
+        """Yield results of one kind of edit in random order; made only as they are asked for, slots can be large."""
+        words, vocabulary = split_words(text), self.vocabulary
+        seen = range(min(self.options.window, len(words)))
         if edit == "replace":
-            for position in range(seen):
-                for word, kind in self.vocabulary.substitutes(words, position).items():
+            for position in _shuffled(seen, rng):
+                for word, kind in _shuffled(vocabulary.substitutes(words, position).items(), rng):
                     yield Mismatch(_with_words(text, {position: word}), kind)
         elif edit == "swap":
-            for second in range(seen):
-                for first in range(second):
-                    if words[first] != words[second] and self.vocabulary.exchangeable(words[first], words[second]):
-                        yield Mismatch(_with_words(text, {first: words[second], second: words[first]}), "swap")
+            for first, second in _shuffled(itertools.combinations(seen, 2), rng):
+                if words[first] != words[second] and vocabulary.exchangeable(words[first], words[second]):
+                    yield Mismatch(_with_words(text, {first: words[second], second: words[first]}), "swap")
         elif edit == "drop":
-            for rest in _without_one_part(text):
+            for rest in _shuffled(_without_one_part(text), rng):
                 yield Mismatch(rest, "drop")
 
     def _exchange(self, caption: str, rng: random.Random) -> Mismatch:
@@ -273,24 +188,19 @@ class _Rules:
         return Mismatch(rng.choice(others), "exchange")
 
     def _differs(self, first: str, second: str) -> bool:
-        shown = [_words(text)[: self.window] for text in (first, second)]
+        shown = [split_words(text)[: self.options.window] for text in (first, second)]
         return _canonical(shown[0]) != _canonical(shown[1])
 
 
-def _words(text: str) -> list[str]:
-    return [token.lower() for token in _TOKEN.findall(text)]
-
-
-def _contexts(words: Sequence[str], position: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the wider and the narrower slot of a position; "an" counts as "a", the edges of the caption as words."""
-    padded = ["<", "<", *("a" if word == "an" else word for word in words), ">"]
-    before, last, after = padded[position], padded[position + 1], padded[position + 3]
-    return (before, last, after), (last, after)
+def _shuffled(values: Iterable[T], rng: random.Random) -> list[T]:
+    found = list(values)
+    rng.shuffle(found)
+    return found
 
 
 def _with_words(text: str, changes: Mapping[int, str]) -> str:
     """Replace words by position, keep capitals and spacing, and mend "a" or "an" before a changed word."""
-    tokens = list(_TOKEN.finditer(text))
+    tokens = list(TOKEN.finditer(text))
     changes = dict(changes)
     for position in list(changes):
         if position and tokens[position - 1].group().lower() in ("a", "an"):
