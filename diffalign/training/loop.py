@@ -1,0 +1,293 @@
+"""The loop. It knows strategies, batches and steps; it knows no method, no model family and no data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+
+from diffalign.batch import Batch
+from diffalign.strategies.base import Context, Strategy, Update
+from diffalign.training.checkpoint import RunIdentity, find_checkpoint, save_checkpoint
+from diffalign.training.config import OptimOptions, RunOptions
+from diffalign.training.guards import Guards, RunStopped
+from diffalign.training.memory import out_of_memory
+from diffalign.training.processes import Processes
+from diffalign.training.progress import ProgressDisplay
+from diffalign.training.report import Reporter
+from diffalign.training.runfolder import RunFolder
+from diffalign.training.signals import StopRequest
+from diffalign.training.step import Stepper, StepResult
+from diffalign.training.stopwatch import Stopwatch
+from diffalign.training.trackers import Tracker, build_trackers
+from diffalign.training.trainables import Trainables
+
+
+class BatchSource(Protocol):
+    """Gives, for ever, the micro-batches that this process contributes to each global batch."""
+
+    @property
+    def steps_per_epoch(self) -> int | None: ...
+
+    def __iter__(self) -> Iterator[Sequence[Batch]]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Observer(Protocol):
+    """Looks at the model besides training: validation grids, scores before and after.
+
+    It runs on the main process, with the moving average in the place of the weights where there is one.
+    """
+
+    def before(self, folder: RunFolder) -> None: ...
+
+    def during(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> None: ...
+
+    def after(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What is written about a run.
+
+    Args:
+        identity: what a checkpoint must share with the run that continues it.
+        config: all options under their outside names.
+        metadata: text for the header of exported weights.
+        header: lines printed at the start.
+        card: makes the model card from the figures measured at the end.
+    """
+
+    identity: RunIdentity
+    config: Mapping[str, Any]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    header: Sequence[str] = ()
+    card: Callable[[Mapping[str, Any]], str] | None = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Args:
+        folder: the run folder.
+        steps: optimizer steps done in all.
+        metrics: those of the last logging interval.
+        summary: figures measured before and after, where the data allow any.
+        interrupted: name of the signal that ended the run early, or None.
+    """
+
+    folder: Path
+    steps: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    interrupted: str | None = None
+
+
+class Trainer:
+    """Trains what a strategy asks for.
+
+    Args:
+        strategy: the method; its ``build`` has run.
+        ctx: what it sees; ``ctx.total_steps`` is the length of the run.
+        source: batches of this process.
+        processes: all processes of the run.
+        optim, run: options.
+        learning_rate: the peak rate, after any scaling rule.
+        folder: where everything is written.
+        record: what is written about the run.
+        observer: validation and evaluation, if any.
+        console: where to print; None is silent.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        ctx: Context,
+        source: BatchSource,
+        processes: Processes,
+        *,
+        optim: OptimOptions,
+        run: RunOptions,
+        learning_rate: float,
+        folder: Path,
+        record: RunRecord,
+        observer: Observer | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.strategy, self.ctx, self.source = strategy, ctx, source
+        self._processes, self._run, self._record, self._observer = processes, run, record, observer
+        self._console = console if processes.is_main else None
+        self._watch = Stopwatch(ctx.device)
+        self._folder = RunFolder(folder)
+        self.trainables = Trainables(strategy, ctx.policy)
+        guards = Guards(run.guard_patience, run.spike_factor, run.max_skipped_steps, strategy.spec.waived_guards)
+        self._stepper = Stepper(strategy, ctx, self.trainables, optim, learning_rate, guards, processes, self._watch)
+        self._saved_step: int | None = None
+
+    def fit(self) -> RunResult:
+        """Train to the planned number of steps, or to a signal; return what came of it.
+
+        Raises:
+            RunStopped: if a guard ended the run; a checkpoint of the last good weights is there then.
+            UserError: for a checkpoint that does not fit, or no space to write.
+        """
+        self._resume()
+        trackers = self._open()
+        try:
+            with StopRequest() as stop:
+                if not self.ctx.step:
+                    self._observe(lambda observer: observer.before(self._folder))
+                metrics = self._train(trackers, stop)
+            self._save()
+            summary: dict[str, Any] = {}
+            if not stop.requested:
+                summary = self._observe(lambda o: o.after(self.ctx.step, self._folder, trackers)) or {}
+                self._export(summary)
+        except RunStopped as stopped:
+            self._save()
+            raise RunStopped(f"{stopped} (the weights before that step are in {self._folder.checkpoints})") from stopped
+        finally:
+            for tracker in trackers:
+                tracker.close()
+        self._say(self._farewell(stop.signal))
+        return RunResult(self._folder.path, self.ctx.step, metrics, summary, stop.signal)
+
+    def _train(self, trackers: Sequence[Tracker], stop: StopRequest) -> dict[str, float]:
+        ctx, run = self.ctx, self._run
+        ctx.policy.module.train()
+        batches = iter(self.source)
+        with ProgressDisplay(ctx.total_steps, ctx.step, ctx.device, self._console) as display:
+            reporter = Reporter(
+                self._processes, trackers, display, self._watch, run.logging_steps, ctx.step, ctx.total_steps
+            )
+            while ctx.step < ctx.total_steps and not self._anywhere(stop.requested):
+                with self._watch("data"):
+                    collected = next(batches)
+                due = False  # a checkpoint falls between rollouts, never inside one
+                for update in self._balanced(self.strategy.collect(ctx, collected)):
+                    result = self._step(update)
+                    if result is None:
+                        continue
+                    reporter.step(ctx.step, result)
+                    due |= _falls_on(run.checkpointing_steps, ctx.step)
+                    if _falls_on(run.validation_steps, ctx.step) and ctx.step < ctx.total_steps:
+                        self._observe(lambda observer: observer.during(ctx.step, self._folder, trackers))
+                        reporter.restart_clock()
+                    if ctx.step >= ctx.total_steps:
+                        break
+                if due:
+                    self._save()
+                    reporter.restart_clock()
+        return reporter.metrics
+
+    def _step(self, update: Update | None) -> StepResult | None:
+        try:
+            result = self._stepper(update)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(self.ctx.policy.module, self.trainables.count, self._record.config) from error
+        if result is not None:
+            self.ctx.step += 1
+            if result.applied:
+                self.strategy.after_step(self.ctx)
+        return result
+
+    def _balanced(self, updates: Iterable[Update]) -> Iterator[Update | None]:
+        """Yield as often as the process with most updates; None where this one has no more."""
+        iterator = iter(updates)
+        while True:
+            update = next(iterator, None)
+            if not self._anywhere(update is not None):
+                return
+            yield update
+
+    def _anywhere(self, flag: bool) -> bool:
+        return any(row[0] for row in self._processes.table([float(flag)]))
+
+    def _open(self) -> list[Tracker]:
+        """Write the records of the run and open its trackers; say what is about to happen."""
+        self._say(*self._record.header, f"run folder {self._folder.path}")
+        if not self._processes.is_main:
+            return []
+        self._folder.record(self._record.config)
+        return build_trackers(self._run.report_to, self._folder.path, self._record.config, self.ctx.step)
+
+    def _resume(self) -> None:
+        if self._run.resume_from_checkpoint is None:
+            return
+        checkpoint, remarks = find_checkpoint(self._run.resume_from_checkpoint, self._folder.checkpoints)
+        checkpoint.check_identity(self._record.identity)
+        self.trainables.load_state_dict(checkpoint.weights)
+        self._stepper.load_state_dict(checkpoint.state["stepper"])
+        self.strategy.load_state_dict(checkpoint.state["strategy"])
+        self.source.load_state_dict(checkpoint.state["source"])
+        self.ctx.step = self._saved_step = checkpoint.step
+        changed = checkpoint.changed_options(self._record.config)
+        self._say(*remarks, f"resumed from {checkpoint.folder} after step {checkpoint.step}", *changed)
+
+    def _save(self) -> None:
+        """Write a checkpoint unless this step has one; all processes together."""
+        if self._saved_step != self.ctx.step and self._processes.is_main:
+            state = {
+                "identity": asdict(self._record.identity),
+                "config": dict(self._record.config),
+                "stepper": self._stepper.state_dict(),
+                "strategy": self.strategy.state_dict(),
+                "source": self.source.state_dict(),
+            }
+            keep = self._run.checkpoints_total_limit
+            save_checkpoint(self._folder.checkpoints, self.ctx.step, self.trainables.state_dict(), state, keep)
+        self._saved_step = self.ctx.step
+        self._processes.wait()
+
+    def _observe(self, look: Callable[[Observer], Any]) -> Any:
+        """Let the observer look, on the main process, while the others wait."""
+        seen = None
+        if self._observer is not None and self._processes.is_main:
+            module = self.ctx.policy.module
+            with self._averaged(), torch.random.fork_rng():
+                training = module.training
+                module.eval()
+                seen = look(self._observer)
+                module.train(training)
+        self._processes.wait()
+        return seen
+
+    def _export(self, summary: Mapping[str, Any]) -> None:
+        if self._processes.is_main:
+            with self._averaged():
+                if self.strategy.spec.trains == "policy":
+                    self.ctx.policy.save(self._folder.path, self._record.metadata)
+                self.strategy.export(self.ctx, self._folder.path)
+            if self._record.card is not None:
+                self._folder.write_card(self._record.card(summary))
+        self._processes.wait()
+
+    def _averaged(self) -> Any:
+        average = self._stepper.average
+        return average.applied() if average is not None else nullcontext()
+
+    def _farewell(self, signal: str | None) -> str:
+        if signal is None:
+            return f"done: {self.ctx.step} steps; results in {self._folder.path}"
+        return (
+            f"{signal} received: saved after step {self.ctx.step}; continue with "
+            f"--output_dir {self._folder.path} --resume_from_checkpoint latest"
+        )
+
+    def _say(self, *lines: str) -> None:
+        if self._console is not None:
+            for line in lines:
+                self._console.print(line, highlight=False, markup=False)
+
+
+def _falls_on(interval: int, step: int) -> bool:
+    return bool(interval) and step % interval == 0

@@ -1,0 +1,158 @@
+"""How much memory a run needs, before it starts and after it did not fit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffalign.errors import UserError
+
+_MOMENT_BYTES = {"adamw": 8.0, "adamw8bit": 2.0, "adafactor": 0.1, "sgd": 0.0}
+"""Optimizer state for each trained number; Adafactor keeps a row and a column for each matrix."""
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one device.
+
+    Args:
+        parameters: weights of the network, frozen and trained.
+        reference: weights of a frozen copy there.
+        gradients: of the trained weights.
+        optimizer: its moments, and a moving average.
+        activations: saved for backward by the rows of one pass.
+    """
+
+    parameters: int
+    reference: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.parameters + self.reference + self.gradients + self.optimizer + self.activations
+
+    @property
+    def largest(self) -> str:
+        """Name of the biggest consumer."""
+        return max(self.parts(), key=lambda name: self.parts()[name])
+
+    def parts(self) -> dict[str, int]:
+        """Bytes by consumer."""
+        names = ("parameters", "reference", "gradients", "optimizer", "activations")
+        return {name: getattr(self, name) for name in names}
+
+    def lines(self) -> list[str]:
+        """A table for people."""
+        rows = [f"  {name:<12} {size / _GIB:8.3f} GiB" for name, size in self.parts().items()]
+        return ["estimated memory of one device:", *rows, f"  {'total':<12} {self.total / _GIB:8.3f} GiB"]
+
+
+_ADVICE = {
+    "parameters": "load the frozen weights in half precision (--mixed_precision bf16)",
+    "reference": "keep the frozen copy on the processor (--reference_device cpu) or train adapters (--train_mode lora)",
+    "gradients": "train adapters instead of all weights (--train_mode lora)",
+    "optimizer": "train adapters (--train_mode lora) or choose --optimizer adamw8bit or adafactor",
+    "activations": (
+        "set --gradient_checkpointing true, or lower --max_rows_per_forward (exact, one more forward pass), "
+        "--train_batch_size or --resolution; the rank of the adapters hardly matters"
+    ),
+}
+
+
+def estimate(
+    module: nn.Module, trained: int, config: Mapping[str, Any], activations_of_a_row: int, rows: int
+) -> MemoryEstimate:
+    """Estimate the memory of a run.
+
+    Args:
+        module: the network, adapters included.
+        trained: number of trained numbers.
+        config: all options under their outside names.
+        activations_of_a_row: bytes that one row saves for backward (see :func:`saved_bytes`).
+        rows: rows of one pass with a graph.
+    """
+    weights = sum(p.numel() * p.element_size() for p in module.parameters())
+    full = config["train_mode"] == "full"
+    moments = _MOMENT_BYTES[config["optimizer"]] + (4.0 if config["use_ema"] else 0.0)
+    return MemoryEstimate(
+        parameters=weights,
+        reference=weights if full and config["reference_device"] == "same" else 0,
+        gradients=4 * trained,
+        optimizer=int(moments * trained),
+        activations=activations_of_a_row * rows,
+    )
+
+
+def refuse_if_too_large(needed: MemoryEstimate, device: torch.device) -> None:
+    """Refuse a run that cannot fit.
+
+    Raises:
+        UserError: naming the biggest consumer and the option that shrinks it.
+    """
+    available = device_memory(device)
+    if available and needed.total > available:
+        raise UserError(
+            f"this run needs about {needed.total / _GIB:.1f} GiB, {device} has {available / _GIB:.1f} GiB. The biggest "
+            f"part is {needed.largest} ({needed.parts()[needed.largest] / _GIB:.1f} GiB): {_ADVICE[needed.largest]}"
+        )
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of memory a device has; 0 where that is not known."""
+    import os
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "cpu" and hasattr(os, "sysconf"):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def out_of_memory(module: nn.Module, trained: int, config: Mapping[str, Any]) -> UserError:
+    """Build the error for a step that did not fit: what takes most, and what shrinks it."""
+    known = estimate(module, trained, config, 0, 0)
+    device = next(module.parameters()).device
+    activations = max(0, device_memory(device) - known.total)
+    parts = {**known.parts(), "activations": activations}
+    largest = max(parts, key=lambda name: parts[name])
+    return UserError(
+        f"out of memory on {device}: {largest} take most of it, about {parts[largest] / _GIB:.1f} GiB; "
+        f"{_ADVICE[largest]}. --dry_run estimates a run without starting it"
+    )
+
+
+def saved_bytes(module: nn.Module, call: Callable[[nn.Module], Tensor]) -> int:
+    """Count the bytes that a forward pass saves for backward, without computing it.
+
+    The pass runs on a copy of the network whose weights have shapes but no values.
+
+    Args:
+        module: the network.
+        call: runs the copy on inputs of the "meta" device and returns its output.
+    """
+    memo = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in module.parameters()}
+    memo |= {id(b): b.to("meta") for b in module.buffers()}  # type: ignore[misc]
+    ghost = copy.deepcopy(module, memo)
+    own = {value.untyped_storage()._cdata for value in [*ghost.parameters(), *ghost.buffers()]}
+    seen: dict[int, int] = {}
+    kept: list[Tensor] = []  # storages must live, or their addresses are used again
+
+    def save(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage._cdata not in own and storage._cdata not in seen:
+            seen[storage._cdata] = storage.nbytes()
+            kept.append(value)
+        return value
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(save, lambda value: value):
+        call(ghost)
+    return sum(seen.values())

@@ -1,0 +1,69 @@
+"""Metrics: summed on the device, brought to the host once a logging interval, averaged over examples and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from diffalign.training.processes import Processes
+from diffalign.training.step import StepResult
+
+
+class Metrics:
+    """Averages of a logging interval.
+
+    Args:
+        processes: whose examples count.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self._reset()
+
+    def add(self, result: StepResult, seconds: float) -> None:
+        """Enter a step."""
+        for name, value in result.account.sums.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._examples += result.account.examples
+        self._gradient_norms.append(result.gradient_norm)
+        self._skipped += not result.applied
+        self._learning_rate = result.learning_rate
+        self._seconds += seconds
+
+    def read(self) -> dict[str, float]:
+        """Return the interval's averages, the same on every process, and start a new interval; all call it together.
+
+        Besides what the method reports: ``grad_norm`` (mean over steps), ``learning_rate`` (of the last one),
+        ``skipped_steps`` and ``examples_per_second`` over all processes.
+        """
+        names = sorted(self._sums)
+        values = torch.stack([self._sums[name].double().cpu() for name in names]).tolist() if names else []
+        parts = self._processes.exchange((dict(zip(names, values, strict=True)), self._examples))
+        examples = sum(count for _, count in parts)
+        averages = {
+            name: sum(sums.get(name, 0.0) for sums, _ in parts) / max(examples, 1)
+            for name in dict.fromkeys(name for sums, _ in parts for name in sums)
+        }
+        averages |= {
+            "grad_norm": sum(self._gradient_norms) / max(len(self._gradient_norms), 1),
+            "learning_rate": self._learning_rate,
+            "skipped_steps": float(self._skipped),
+            "examples_per_second": examples / self._seconds if self._seconds else 0.0,
+        }
+        self._reset()
+        return averages
+
+    def _reset(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._examples = 0
+        self._gradient_norms: list[float] = []
+        self._skipped = 0
+        self._learning_rate = 0.0
+        self._seconds = 0.0
+
+
+def rounded(values: Mapping[str, float], digits: int = 8) -> dict[str, float]:
+    """Round to significant digits, for logs that people read."""
+    return {name: float(f"{value:.{digits}g}") for name, value in values.items()}

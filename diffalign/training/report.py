@@ -1,0 +1,70 @@
+"""Tells people and files how a run goes: metrics, trackers, the bar, the forecast."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from diffalign.training.metrics import Metrics, rounded
+from diffalign.training.processes import Processes
+from diffalign.training.progress import WARM_UP, ProgressDisplay
+from diffalign.training.step import StepResult
+from diffalign.training.stopwatch import Stopwatch
+from diffalign.training.trackers import Tracker
+
+
+class Reporter:
+    """Receives every step.
+
+    Args:
+        processes: all of them report together.
+        trackers: of the main process; none elsewhere.
+        display: what is seen.
+        stopwatch: measured exactly until the forecast is made.
+        logging_steps: length of a logging interval.
+        first, total: optimizer steps done before, and planned.
+    """
+
+    def __init__(
+        self,
+        processes: Processes,
+        trackers: Sequence[Tracker],
+        display: ProgressDisplay,
+        stopwatch: Stopwatch,
+        logging_steps: int,
+        first: int,
+        total: int,
+    ) -> None:
+        self._trackers, self._display, self._watch = trackers, display, stopwatch
+        self._interval, self._first, self._total = logging_steps, first, total
+        self._averages = Metrics(processes)
+        self._examples, self._seconds = 0.0, 0.0
+        self.metrics: dict[str, float] = {}
+        stopwatch.exact = True
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave what happened since the last step out of all speeds (validation, checkpoints)."""
+        self._mark = time.perf_counter()
+
+    def step(self, step: int, result: StepResult) -> None:
+        """Report a step; all processes together.
+
+        Args:
+            step: optimizer steps done, this one included.
+            result: what it came to.
+        """
+        now = time.perf_counter()
+        seconds, self._mark = now - self._mark, now
+        self._averages.add(result, seconds)
+        self._examples += result.account.weight
+        self._seconds += seconds
+        ended = step % self._interval == 0 or step == self._total
+        if ended:
+            self.metrics = rounded(self._averages.read())
+            for tracker in self._trackers:
+                tracker.log(step, self.metrics)
+        self._display.step(step, self.metrics if ended else None)
+        if step - self._first == WARM_UP:
+            self._display.forecast(self._watch, self._examples, self._seconds, self._total - step)
+            self._watch.exact = False

@@ -1,0 +1,140 @@
+"""One optimizer step: gradient, guards, clipping, learning rate, moving average."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from diffalign.strategies.base import Context, Strategy, Update
+from diffalign.training.config import OptimOptions
+from diffalign.training.ema import MovingAverage
+from diffalign.training.guards import Guards, RunStopped
+from diffalign.training.optim import build_optimizer, clip_gradients, learning_rate_factor
+from diffalign.training.processes import Processes
+from diffalign.training.stopwatch import Stopwatch
+from diffalign.training.trainables import Trainables
+from diffalign.training.update import Account, GradientPass
+
+_AUTOCAST = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step came to.
+
+    Args:
+        account: sums of this process, still on the device.
+        loss: of the whole update.
+        gradient_norm: before clipping.
+        learning_rate: that was used.
+        applied: False where a guard skipped the step.
+    """
+
+    account: Account
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    applied: bool
+
+
+class Stepper:
+    """Makes optimizer steps.
+
+    Args:
+        strategy, ctx: the method and what it sees.
+        trainables: what is trained.
+        options: of the optimizer.
+        learning_rate: the peak rate.
+        guards: judge every step.
+        processes: all of them take each step together.
+        stopwatch: where the time goes.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        ctx: Context,
+        trainables: Trainables,
+        options: OptimOptions,
+        learning_rate: float,
+        guards: Guards,
+        processes: Processes,
+        stopwatch: Stopwatch,
+    ) -> None:
+        self._ctx = ctx
+        self._trainables = trainables
+        self._options = options
+        self._peak = learning_rate
+        self._guards = guards
+        self._processes = processes
+        self._watch = stopwatch
+        self.optimizer = build_optimizer(trainables.groups, options, ctx.device)
+        self.average = MovingAverage(trainables, options.ema_decay) if options.use_ema else None
+        autocast = _AUTOCAST[options.mixed_precision]
+        self._scaler = torch.amp.GradScaler(ctx.device.type, enabled=autocast is torch.float16)
+        self._gradient = GradientPass(strategy, ctx, trainables.parameters, processes, autocast, stopwatch)
+
+    def __call__(self, update: Update | None) -> StepResult | None:
+        """Take one step; all processes together. None if no process had an example.
+
+        Raises:
+            RunStopped: if the loss is not finite (the examples are named), or a guard has had enough.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        scale = self._scaler.scale(torch.ones((), device=self._ctx.device)) if self._scaler.is_enabled() else 1.0
+        account = self._gradient(update, scale)
+        if not account.weight:
+            return None
+        with self._watch("optimizer"):
+            return self._apply(account)
+
+    def _apply(self, account: Account) -> StepResult:
+        self._scaler.unscale_(self.optimizer)
+        norm = clip_gradients(self._trainables.groups, self._options.max_grad_norm)
+        loss, gradient_norm = self._read(account, norm)
+        if not torch.tensor(loss).isfinite():
+            names = sum(self._processes.exchange(account.offenders()), [])
+            raise RunStopped(
+                f"the loss of step {self._ctx.step + 1} is not finite; examples: {', '.join(names) or 'none alone'}. "
+                "Their images or captions are suspicious, or the learning rate is too high; no weight was changed"
+            )
+        verdict = self._guards.judge(loss, gradient_norm, scaler_adapts=self._scaler.get_scale() > 1)
+        rate = self._peak * learning_rate_factor(self._ctx.step, self._ctx.total_steps, self._options)
+        if verdict == "apply":
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group["lr_scale"]
+            self._scaler.step(self.optimizer)
+            if self.average is not None:
+                self.average.update(self._ctx.step + 1)
+        self._scaler.update()
+        return StepResult(account, loss, gradient_norm, rate, verdict == "apply")
+
+    def _read(self, account: Account, norm: torch.Tensor) -> tuple[float, float]:
+        """Bring loss and gradient norm to the host: the one synchronisation of a step."""
+        total = account.sums.get("loss", torch.zeros((), device=self._ctx.device))
+        total = self._processes.sum(total.reshape(1))[0] / account.weight
+        loss, gradient_norm = torch.stack([total.double().cpu(), norm.double().cpu()]).tolist()
+        return loss, gradient_norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimizer, moving average, gradient scaler and guards."""
+        return {
+            "optimizer": self.optimizer.state_dict()["state"],
+            "average": self.average.state_dict() if self.average else {},
+            "scaler": self._scaler.state_dict(),
+            "guards": self._guards.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        moments = {int(index): values for index, values in state["optimizer"].items()}
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        if self.average is not None and state["average"]:
+            self.average.load_state_dict(state["average"])
+        if state["scaler"]:
+            self._scaler.load_state_dict(state["scaler"])
+        self._guards.load_state_dict(state["guards"])

@@ -1,0 +1,118 @@
+"""Where metrics are written: always ``metrics.jsonl``, and trackers by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from diffalign.errors import MissingExtra, UserError, unknown
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Tracker(Protocol):
+    """Receives the metrics of each logging interval."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def image(self, step: int, name: str, path: Path) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """One JSON object a line, flushed as it is written.
+
+    Args:
+        path: the file; it is continued if it exists.
+        resumed_from: drop the lines of later steps, which the resumed run will write again.
+    """
+
+    def __init__(self, path: Path, resumed_from: int = 0) -> None:
+        if path.exists():
+            whole = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_from]
+            path.write_text("".join(f"{line}\n" for line in whole))
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        """Pictures lie in the run folder already."""
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """TensorBoard event files in ``folder/tensorboard``."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise MissingExtra("tensorboard", "dev", "--report_to tensorboard") from None
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        import numpy as np
+        from PIL import Image
+
+        self._writer.add_image(name, np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """Weights & Biases; offline where the environment says so (``WANDB_MODE=offline``)."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("--report_to wandb needs the package 'wandb'; install it with: pip install wandb") from None
+        self._wandb = wandb
+        self._run = wandb.init(project="diffalign", name=folder.name, dir=str(folder), config=dict(config))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        self._run.log({name: self._wandb.Image(str(path))}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def build_trackers(
+    names: Sequence[str], folder: Path, config: Mapping[str, Any], resumed_from: int = 0
+) -> list[Tracker]:
+    """Make the trackers of a run; the JSON lines are always among them.
+
+    Raises:
+        UserError: for an unknown name or a package that is not installed.
+    """
+    trackers: list[Tracker] = [JsonLines(folder / METRICS_FILE, resumed_from)]
+    for name in names:
+        if name == "tensorboard":
+            trackers.append(TensorBoard(folder))
+        elif name == "wandb":
+            trackers.append(WandB(folder, config))
+        else:
+            raise unknown("tracker", name, ["tensorboard", "wandb"])
+    return trackers
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")  # half a line, from a run that was killed while writing it
