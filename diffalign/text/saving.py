@@ -1,0 +1,121 @@
+"""Adapters in peft's own format, and whole models; written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffalign.errors import UserError
+from diffalign.policies.adapters import AdapterBank, LoraSettings
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+"""Names that ``PeftModel.from_pretrained(model, folder)`` looks for."""
+MODEL_METADATA = "diffalign.json"
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """What an adapter folder holds.
+
+    Args:
+        state: ``PATH.lora_A.weight`` -> tensor, paths inside the model.
+        settings: shape of the adapter.
+        base_model: the model it was trained on; empty if the folder does not say.
+    """
+
+    state: Mapping[str, Tensor]
+    settings: LoraSettings
+    base_model: str
+
+
+def save_peft_adapter(folder: Path, bank: AdapterBank, name: str, metadata: Mapping[str, str]) -> None:
+    """Write one adapter so that peft and transformers load it; the config, which makes it complete, comes last.
+
+    Args:
+        folder: where to; made if missing.
+        bank, name: the adapter.
+        metadata: text for the weights' header; ``base_model`` is also what peft reads.
+
+    Raises:
+        UserError: if it cannot be written; then nothing is left behind.
+    """
+    settings = bank.settings(name)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": metadata.get("base_model", ""),
+        "r": settings.rank,
+        "lora_alpha": settings.scale_numerator,
+        "lora_dropout": settings.dropout,
+        "target_modules": list(settings.targets),
+        "bias": "none",
+        "inference_mode": True,
+    }
+    state = {f"{_PREFIX}{key}": value.cpu().contiguous() for key, value in bank.state_dict(name).items()}
+    weights, described = folder / f"{ADAPTER_WEIGHTS}.tmp", folder / f"{ADAPTER_CONFIG}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(state, weights, {"format": "pt", **metadata})
+        described.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        os.replace(weights, folder / ADAPTER_WEIGHTS)
+        os.replace(described, folder / ADAPTER_CONFIG)
+    except (OSError, SafetensorError) as error:
+        for path in (weights, described):
+            path.unlink(missing_ok=True)
+        raise UserError(f"cannot write the adapter to {folder}: {error}") from error
+
+
+def read_peft_adapter(folder: Path) -> PeftAdapter:
+    """Read a LoRA adapter of a language model.
+
+    Raises:
+        UserError: if the folder holds none, it is damaged, or of a kind that is not supported.
+    """
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        state = load_file(folder / ADAPTER_WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"no whole adapter in {folder} ({ADAPTER_CONFIG}, {ADAPTER_WEIGHTS}): {error}") from error
+    foreign = [key for key in state if not (key.startswith(_PREFIX) and (".lora_A." in key or ".lora_B." in key))]
+    if foreign or config.get("peft_type") != "LORA" or config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise UserError(
+            f"the adapter in {folder} is no LoRA of one rank and one scale in peft's format "
+            f"(such as {(foreign or [config.get('peft_type')])[0]!r}): only that is supported"
+        )
+    targets = config.get("target_modules") or []
+    if isinstance(targets, str):  # a pattern: take the modules that it matched
+        targets = sorted({key.removeprefix(_PREFIX).split(".lora_")[0] for key in state})
+    settings = LoraSettings(config["r"], config["lora_alpha"], targets=tuple(targets))
+    own = {key.removeprefix(_PREFIX): value for key, value in state.items()}
+    return PeftAdapter(own, settings, config.get("base_model_name_or_path") or "")
+
+
+def save_model(folder: Path, module: Any, tokenizer: Any, metadata: Mapping[str, str]) -> None:
+    """Write a whole model that ``AutoModelForCausalLM.from_pretrained(folder)`` loads; ``config.json`` appears last.
+
+    Raises:
+        UserError: if it cannot be written; then nothing is left behind.
+    """
+    temporary = folder / "model.tmp"
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        module.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / MODEL_METADATA).write_text(json.dumps(dict(metadata), indent=2) + "\n", encoding="utf-8")
+        for part in sorted(temporary.iterdir(), key=lambda p: (p.name == "config.json", p.name)):
+            os.replace(part, folder / part.name)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write a model to {folder}: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
