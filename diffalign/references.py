@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from diffalign.errors import UserError
 from diffalign.policies.adapters import DEFAULT_ADAPTER, START_ADAPTER, LoraSettings
@@ -141,6 +142,7 @@ class CacheScope:
 class CachedReference(Reference):
     """Remembers the values of another reference by key, in memory: 4 bytes a value.
 
+    Rows of different length (text) come back padded on the right with zeros, to the longest of those asked for.
     Sound only while noise and timesteps are pinned to examples and the reference stands still.
     """
 
@@ -170,7 +172,7 @@ class CachedReference(Reference):
             values = self._inner.evaluate(compute)
             self._values.update(zip(keys, values.cpu(), strict=True))
             return values
-        return torch.stack([self._values[key] for key in keys]).to(self.device)
+        return pad_sequence([self._values[key] for key in keys], batch_first=True).to(self.device)
 
     def save(self, path: Path, scope: CacheScope) -> None:
         """Write all values to a safetensors file, under a temporary name first.
@@ -179,7 +181,7 @@ class CachedReference(Reference):
             UserError: if it cannot be written.
         """
         header = {"keys": json.dumps(list(self._values)), "scope": json.dumps(asdict(scope))}
-        values = {"values": torch.stack(list(self._values.values()))} if self._values else {}
+        values = {"values": pad_sequence(list(self._values.values()), batch_first=True)} if self._values else {}
         write_safetensors(path, values, header)
 
     def load(self, path: Path, scope: CacheScope) -> None:
