@@ -12,7 +12,8 @@ Diffusion-DPO with captions z_w and z_l in the place of the common one. The imag
 
 The captions come with the data. The paper's recipes: captions of both images by a captioner; the prompt and a
 perturbed prompt; or a captioner's caption and a perturbed one (best in the paper, of medium strength). The same formula
-serves epsilon, v and flow. For errors summed over n elements the logit has 0.5 * beta / n.
+serves epsilon, v and flow. For errors summed over n elements the logit has 0.5 * beta / n; how beta depends on what the
+model predicts is told in ``diffusion_dpo``.
 
 Note: with different captions the partition functions of the two images do not cancel; the method drops them, so the
 logit has no calibrated meaning across pairs. With equal captions it is Diffusion-DPO, number for number.

@@ -17,7 +17,8 @@ without scores are taken in their order, best first.
 
 Departures: the paper writes sums over elements and prints no beta. Errors here are means, hence beta is in the units of
 Diffusion-DPO's ``0.5 * beta``; for sums over n elements it would be beta / n. The same formula serves epsilon, v and
-flow. Prose and listing of the paper disagree about the roles of i and j: here i is the preferred image.
+flow; how beta depends on what the model predicts is told in ``diffusion_dpo``. Prose and listing of the paper disagree
+about the roles of i and j: here i is the preferred image.
 """
 
 from __future__ import annotations

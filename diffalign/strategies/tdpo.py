@@ -11,7 +11,8 @@ One image x, one timestep, one noise, seen under both captions::
 
 The targets of both rows are one tensor, hence captions that read alike cancel exactly, gradient included. Captions
 must not be dropped (two empty ones teach nothing), nor may an edit lie beyond the text encoder's last token. The same
-formula serves epsilon, v and flow. For errors summed over n elements the logit has 0.5 * beta / n.
+formula serves epsilon, v and flow. For errors summed over n elements the logit has 0.5 * beta / n; how beta depends on
+what the model predicts is told in ``diffusion_dpo``.
 
 The mismatched caption is a fine caption of another image: watch ``policy_error_chosen`` beside the reference's, for the
 margin keeps rising while both errors do and samples fall apart. Then ``sft_weight``, a ``rejected_gradient_scale``
