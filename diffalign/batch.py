@@ -111,6 +111,11 @@ class ImageBatch(Batch):
         """The condition of all N * B rows, in block order."""
         return Condition.cat(self.conditions)
 
+    def block(self, index: int) -> ImageBatch:
+        """Return the batch of one image an example; block 0 of pairs holds the chosen ones."""
+        latents = self.latents.chunk(self.images_per_example)[index]
+        return replace(self, latents=latents, conditions=self.conditions[index : index + 1])
+
     def with_conditions(self, conditions: tuple[Condition, ...]) -> ImageBatch:
         """Return the same batch under other conditions (one a block)."""
         return replace(self, conditions=conditions)

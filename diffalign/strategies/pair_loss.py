@@ -125,11 +125,12 @@ class PairObjective:
 
         Args:
             margin: (B,), not yet scaled by ``0.5 * beta``.
-            err_w: (B,) errors of the chosen images, for ``sft_weight``.
+            err_w: (B,) errors of the chosen images; needed for ``sft_weight`` only.
         """
         scale = 0.5 * self.beta
         losses = preference_loss(margin, scale, self.head, self.label_smoothing)
-        if self.options.sft_weight and err_w is not None:
+        if self.options.sft_weight:
+            assert err_w is not None
             losses = losses + self.options.sft_weight * err_w
         logit = scale * margin.detach()
         metrics = {
