@@ -1,4 +1,4 @@
-"""PickScore (Kirstain et al., arXiv 2305.01569; official code yuvalkirstain/PickScore, MIT) and its bundled small sibling.
+"""PickScore (Kirstain et al., arXiv 2305.01569; official code yuvalkirstain/PickScore, MIT) and its bundled sibling.
 
 A CLIP model whose scaled cosine is a human preference logit: ``exp(logit_scale) * <text, image>``. A difference of one
 point is a preference of 73 %.
@@ -61,7 +61,9 @@ class PickScore(Reward):
         source = str(bundled_path(weights)) if is_bundled(weights) else weights
         processor = processor or (OFFICIAL_PROCESSOR if weights == OFFICIAL_WEIGHTS else source)
         model = CLIPModel.from_pretrained(source, dtype=dtype).to(device)
-        preprocess = ClipPreprocess.from_config(CLIPImageProcessor.from_pretrained(processor).to_dict())
+        # The settings alone: the processor class itself may want torchvision.
+        settings, _ = CLIPImageProcessor.get_image_processor_dict(processor)
+        preprocess = ClipPreprocess.from_config(settings)
         return cls(model, AutoTokenizer.from_pretrained(processor), preprocess, name)
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
