@@ -238,24 +238,27 @@ class ToyLayer(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("delta",)
 
-    def __init__(self, weight: Sequence[float]) -> None:
+    def __init__(self, weight: Sequence[float] | Tensor) -> None:
         super().__init__()
-        self.base = nn.Parameter(torch.tensor(weight, dtype=torch.float32), requires_grad=False)
+        values = weight if isinstance(weight, Tensor) else torch.tensor(weight, dtype=torch.float32)
+        self.base = nn.Parameter(values, requires_grad=False)
         self.delta = nn.ParameterDict()
         self._active_adapter = []
 
+    @property
+    def q(self) -> Tensor:
+        """The numbers under the present state of the adapters."""
+        on = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.delta]
+        return self.base + sum(self.delta[name] for name in on) if on else self.base
+
     def forward(self, latents: Tensor, times: Tensor, text: Tensor) -> Tensor:
-        q = self.base
-        if not self.disable_adapters:
-            for name in self.active_adapters:
-                if name in self.delta:
-                    q = q + self.delta[name]
+        q = self.q
         shape = (-1, *[1] * (latents.dim() - 1))
         return q[0] * latents + q[1] * (text.flatten(1).mean(dim=1) * times).reshape(shape)
 
 
 class ToyBank(AdapterBank):
-    """The real bank; only an adapter's birth differs: two zeros instead of two factors."""
+    """The real bank; only an adapter's birth differs: zeros to add instead of two factors."""
 
     def _check_targets(self, targets: Sequence[str]) -> None:
         """Nothing to choose: there is one layer."""
@@ -263,7 +266,7 @@ class ToyBank(AdapterBank):
     def _inject(self, name: str, settings: LoraSettings) -> None:
         layer = self._module
         assert isinstance(layer, ToyLayer)
-        layer.delta[name] = nn.Parameter(torch.zeros(2))
+        layer.delta[name] = nn.Parameter(torch.zeros_like(layer.base))
 
 
 class ToyPolicy(Policy):

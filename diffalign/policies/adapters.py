@@ -54,7 +54,7 @@ class LoraSettings:
 class AdapterBank:
     """All adapters of one network, by name; at most one is active at a time.
 
-    Adapter weights are float32 whatever the type of the network. Adapters are added before the network is wrapped for
+    Adapter weights are float32 (at least) whatever the type of the network. Adapters are added before the network is wrapped for
     several processes, never later.
 
     Args:
@@ -118,7 +118,7 @@ class AdapterBank:
         self._layers = {path: m for path, m in self._module.named_modules() if isinstance(m, BaseTunerLayer)}
         for existing in self.names:  # the injection has touched the flags of all
             for parameter in self.parameters(existing):
-                parameter.data = parameter.data.float()
+                parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
                 parameter.requires_grad_(self._trainable[existing])
         self._module.train(self._module.training)
         self._switch(self._active or name, self._off)

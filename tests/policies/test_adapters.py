@@ -273,7 +273,10 @@ class TestPolicies:
             with pytest.raises(RuntimeError, match="switched off"):
                 loss.backward()
         loss = predict(policy, batch).square().mean()
-        with policy.adapters.using("other"), pytest.raises(RuntimeError, match="'other' of a pass made under 'default'"):
+        with (
+            policy.adapters.using("other"),
+            pytest.raises(RuntimeError, match="'other' of a pass made under 'default'"),
+        ):
             loss.backward()
         predict(policy, batch).square().mean().backward()
         policy.adapters.assert_ready_for_backward()
@@ -311,7 +314,9 @@ def test_toy_policy_behaves_like_a_real_one() -> None:
     (delta,) = policy.adapters.parameters()
     times = torch.tensor([100, 700]).repeat(2) / 1000
     text = batch.condition.tensors["prompt_embeds"].flatten(1).mean(dim=1)
-    by_hand = torch.stack([(2 * output * batch.latents).mean(), (2 * output * (text * times)[:, None, None, None]).mean()])
+    by_hand = torch.stack(
+        [(2 * output * batch.latents).mean(), (2 * output * (text * times)[:, None, None, None]).mean()]
+    )
     assert delta.grad is not None
     torch.testing.assert_close(delta.grad, by_hand.detach())
     shake(policy.adapters, "default")
