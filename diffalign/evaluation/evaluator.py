@@ -61,7 +61,7 @@ class ImageEvaluator:
         """Sample every caption with its seed and score the images.
 
         Args:
-            policy: the model with its adapter as it is now; its adapters, mode and the global generators stay as they are.
+            policy: the model with its adapter as it is now; its mode and the global generators stay as they are.
             num_steps, guidance_scale: sampling settings, the same before and after a run.
             batch_size: images sampled at once.
         """

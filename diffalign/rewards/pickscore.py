@@ -60,11 +60,11 @@ class PickScore(Reward):
         name = "pickscore" if weights == OFFICIAL_WEIGHTS else Path(weights).name
         source = str(bundled_path(weights)) if is_bundled(weights) else weights
         processor = processor or (OFFICIAL_PROCESSOR if weights == OFFICIAL_WEIGHTS else source)
-        model = CLIPModel.from_pretrained(source, dtype=dtype).to(device)
+        model: Any = CLIPModel.from_pretrained(source, dtype=dtype)
         # The settings alone: the processor class itself may want torchvision.
         settings, _ = CLIPImageProcessor.get_image_processor_dict(processor)
         preprocess = ClipPreprocess.from_config(settings)
-        return cls(model, AutoTokenizer.from_pretrained(processor), preprocess, name)
+        return cls(model.to(device), AutoTokenizer.from_pretrained(processor), preprocess, name)
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
         """Return one preference logit an image, (batch,) float32."""

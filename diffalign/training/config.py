@@ -5,7 +5,7 @@ Names follow diffusers' training scripts. Contradictions are refused here, befor
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from diffalign.errors import UserError
@@ -255,7 +255,7 @@ def option_defaults(config_class: type) -> dict[str, Any]:
                 raise ValueError(
                     f"{config_class.__name__}.{f.name} hides the option of the same name of {part.__name__}"
                 )
-            defaults[f.name] = f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc]
+            defaults[f.name] = f.default_factory() if callable(f.default_factory) else f.default
     return defaults
 
 
