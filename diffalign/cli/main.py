@@ -13,6 +13,9 @@ def train_command(argv: Sequence[str], modality: str = "image", prog: str = "dif
     from diffalign.cli.parser import parse_train
 
     config = parse_train(argv, modality, prog)
+    from diffalign.cli.quiet import quiet_libraries
+
+    quiet_libraries()
     from diffalign.training.assemble import build_run
 
     build_run(config).fit()
