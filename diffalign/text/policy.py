@@ -118,5 +118,7 @@ def _linear_layers(module: nn.Module) -> tuple[str, ...]:
     from transformers.pytorch_utils import Conv1D
 
     head = getattr(module, "get_output_embeddings", lambda: None)()
-    layers = [path for path, part in module.named_modules() if isinstance(part, nn.Linear | Conv1D) and part is not head]
+    layers = [
+        path for path, part in module.named_modules() if isinstance(part, nn.Linear | Conv1D) and part is not head
+    ]
     return tuple(sorted({path.rsplit(".", 1)[-1] for path in layers}))

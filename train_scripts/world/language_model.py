@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from diffalign.diffusion.random import derive_seed
+from diffalign.text.evaluation import WRITER_TOKENS
 from diffalign.text.generation import sample_completions
 from diffalign.text.rewards import caption_rewards, judge_caption
 from diffalign.text.writer import Meaning, meaning_of
@@ -35,7 +36,6 @@ PROMPTS: dict[Split, int] = {"train": 1200, "tune": 150, "test": 500}
 SAMPLES_PER_PROMPT = 6
 MAX_PAIRS_PER_PROMPT = 2
 SAMPLING_ROWS = 600
-MAX_NEW_TOKENS = 20
 
 
 def make_tokenizer() -> Any:
@@ -194,13 +194,13 @@ def make_preferences(model_folder: Path, folder: Path, seed: int = 0) -> dict[st
         completions = []
         for rows in torch.arange(len(asked)).split(SAMPLING_ROWS):
             chunk = [asked[row] for row in rows.tolist()]
-            completions += sample_completions(model, tokenizer, chunk, seeds[rows], max_new_tokens=MAX_NEW_TOKENS)
+            completions += sample_completions(model, tokenizer, chunk, seeds[rows], max_new_tokens=WRITER_TOKENS)
         rewards = caption_rewards(asked, completions)
         graded = [judge_caption(*both).graded for both in zip(asked, completions, strict=True)]
         figures[split] = {"reward": rewards.mean().item(), "graded": sum(graded) / len(graded)}
         kinds = [record.kind for record in records]
         rows = {"prompt": requests, "kind": kinds, "composition": [record.composition for record in records]}
-        pq.write_table(pa.table(rows), folder / f"{split}_prompts.parquet")
+        pq.write_table(pa.table(rows), folder / f"prompts_{split}.parquet")
         pairs = _pairs(requests, completions, rewards.tolist(), rng)
         figures[split]["pairs"] = len(pairs)
         pq.write_table(pa.Table.from_pylist(pairs), folder / f"{split}.parquet")

@@ -118,4 +118,6 @@ class DPO(Strategy):
         weighted = zip(self.config.weights, self.config.loss_type, strict=True)
         losses = sum(weight * head_losses(head, pairs, self._constants) for weight, head in weighted)
         assert isinstance(losses, Tensor)
-        return LossOutput(losses.mean(), {"loss": losses.detach(), **pairs.implicit_rewards(self.config.beta), **pairs.metrics()})
+        return LossOutput(
+            losses.mean(), {"loss": losses.detach(), **pairs.implicit_rewards(self.config.beta), **pairs.metrics()}
+        )

@@ -63,4 +63,6 @@ class IPO(Strategy):
         pairs = PairLogProbs.of(terms)
         constants = HeadConstants(self.config.beta, ipo_length_norm=self.config.length_norm)
         losses = head_losses("ipo", pairs, constants)
-        return LossOutput(losses.mean(), {"loss": losses.detach(), **pairs.implicit_rewards(self.config.beta), **pairs.metrics()})
+        return LossOutput(
+            losses.mean(), {"loss": losses.detach(), **pairs.implicit_rewards(self.config.beta), **pairs.metrics()}
+        )
