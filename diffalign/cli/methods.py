@@ -1,11 +1,14 @@
-"""``diffalign methods``: the registry as a table."""
+"""``diffalign methods``: the registry as a table, as JSON, or as the pages of the documentation."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 
+from docstring_parser import parse
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
@@ -22,35 +25,79 @@ def needs_of(method: Method) -> str:
     return ", ".join([*needs, *spec.frozen_policies]) or "nothing"
 
 
-def records() -> list[dict[str, str]]:
-    """Return one flat record a method, for tables, JSON and the generated documentation."""
-    return [
-        {
-            "name": m.name,
-            "modality": m.strategy.spec.modality,
-            "family": m.family,
-            "data": m.strategy.spec.data.replace("_", " "),
-            "needs": needs_of(m),
-            "summary": m.summary,
-            "paper": m.paper,
-            "repository": m.repository,
-        }
-        for m in list_methods()
-    ]
+def record(method: Method) -> dict[str, str]:
+    """Return the facts of a method as text."""
+    return {
+        "name": method.name,
+        "modality": method.strategy.spec.modality,
+        "family": method.family,
+        "data": method.strategy.spec.data.replace("_", " "),
+        "needs": needs_of(method),
+        "summary": method.summary,
+        "paper": method.paper,
+        "repository": method.repository,
+    }
+
+
+def table_markdown(methods: Sequence[Method]) -> str:
+    """Return the short table of the README."""
+    lines = ["| `--method` | data | needs | what it does |", "| --- | --- | --- | --- |"]
+    for facts in map(record, methods):
+        link = f"[`{facts['name']}`](docs/methods.md#{facts['name']})"
+        lines.append(f"| {link} | {facts['data']} | {facts['needs']} | {facts['summary']} |")
+    return "\n".join(lines) + "\n"
+
+
+def page_markdown(methods: Sequence[Method]) -> str:
+    """Return ``docs/methods.md``: one section of fixed form a method, by family, made from registry and docstrings."""
+    lines = ["# Methods", "", "Made by `diffalign methods --format page`; do not edit.", ""]
+    for family in dict.fromkeys(method.family for method in methods):
+        lines += [f"## {family.capitalize()}", ""]
+        for method in methods:
+            if method.family == family:
+                lines += section(method)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def section(method: Method) -> list[str]:
+    """Return a method's section: facts, its docstring, its options."""
+    facts = record(method)
+    module = inspect.getmodule(method.strategy)
+    lines = [f"### {method.name}", "", f"{facts['summary'].capitalize()}.", ""]
+    lines += [f"- Paper: {facts['paper']}"]
+    lines += [f"- Official code: {facts['repository']}"] if facts["repository"] else []
+    lines += [f"- Data: {facts['data']} ({facts['modality']}); needs: {facts['needs']}", ""]
+    lines += ["```text", inspect.cleandoc(module.__doc__ or "") if module else "", "```", ""]
+    described = {p.arg_name: p.description or "" for p in parse(method.strategy.Config.__doc__ or "").params}
+    lines += ["| option | default | meaning |", "| --- | --- | --- |"]
+    for f in fields(method.strategy.Config):
+        meaning = " ".join(described.get(f.name, "").split()).replace("|", "\\|")
+        lines.append(f"| `--{f.name}` | `{f.default}` | {meaning} |")
+    return [*lines, ""]
 
 
 def methods_command(argv: Sequence[str]) -> int:
     """Print every registered method."""
     parser = ArgumentParser(prog="diffalign methods", description="List every method.")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    options = parser.parse_args(list(argv))
-    if options.json:
-        sys.stdout.write(json.dumps(records(), indent=1) + "\n")
+    formats = {
+        "table": None,
+        "json": lambda methods: json.dumps([record(m) for m in methods], indent=1) + "\n",
+        "readme": table_markdown,
+        "page": page_markdown,
+    }
+    parser.add_argument("--format", choices=list(formats), default="table", help="how to print them")
+    chosen = formats[parser.parse_args(list(argv)).format]
+    methods = list_methods()
+    if chosen is not None:
+        sys.stdout.write(chosen(methods))
         return 0
-    table = Table(title="methods", show_lines=False)
-    for column in ("method", "modality", "data", "needs", "what it does", "paper"):
-        table.add_column(column, overflow="fold")
-    for r in records():
-        table.add_row(r["name"], r["modality"], r["data"], r["needs"], r["summary"], r["paper"])
-    Console().print(table)
+    console = Console()
+    columns = ["name", "data", "needs", "summary"]
+    if console.width >= 140:
+        columns += ["paper"]
+    table = Table(*("method" if c == "name" else c for c in columns), title="methods")
+    table.columns[0].no_wrap = True
+    for facts in map(record, methods):
+        table.add_row(*(facts[c] for c in columns))
+    console.print(table)
     return 0
