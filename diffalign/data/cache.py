@@ -183,7 +183,7 @@ class LatentCache:
     """Latents of images by :class:`LatentKey`."""
 
     def __init__(self, store: TensorStore | None = None) -> None:
-        self.store = store or TensorStore()
+        self.store = TensorStore() if store is None else store  # an empty store is false
 
     def __contains__(self, key: LatentKey) -> bool:
         return key.digest() in self.store
@@ -201,7 +201,7 @@ class PromptCache:
     """Embeddings of captions by :class:`PromptKey`, each caption once."""
 
     def __init__(self, store: TensorStore | None = None) -> None:
-        self.store = store or TensorStore()
+        self.store = TensorStore() if store is None else store  # an empty store is false
 
     def __contains__(self, key: PromptKey) -> bool:
         return key.digest() in self.store

@@ -77,8 +77,8 @@ class ImageEncoder:
     ) -> None:
         self.policy = policy
         self.options = options or EncoderOptions()
-        self.latents = latents or LatentCache()
-        self.prompts = prompts or PromptCache()
+        self.latents = LatentCache() if latents is None else latents
+        self.prompts = PromptCache() if prompts is None else prompts
         resolution = self.options.framing.resolution or policy.default_resolution
         policy.latent_shape(*resolution)  # refuses sizes that do not fit
         self.dtype = torch.float32 if policy.dtype == torch.float32 else torch.float16

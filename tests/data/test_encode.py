@@ -1,0 +1,175 @@
+"""Batches: block order, one condition object for one caption, everything encoded once and decided once an example."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from diffalign.data.cache import LatentCache, PromptCache, TensorStore
+from diffalign.data.encode import EncoderOptions, ImageEncoder
+from diffalign.data.image_source import UnreadableImage
+from diffalign.data.loader import MicroBatch
+from diffalign.data.prepare import FramingOptions
+from diffalign.data.schema import Example, ExampleSet
+from diffalign.errors import UserError
+from tests.data.support import CountingPolicy, broken, pair, source
+
+RANDOM = FramingOptions(center_crop=False, random_flip=True)
+
+
+def micro(examples: list[Example], seed: int = 0) -> MicroBatch[Example]:
+    return MicroBatch(tuple(examples), torch.arange(seed, seed + len(examples)))
+
+
+def test_rows_stand_in_block_order():
+    examples = [pair(i, scores=(1.0, i / 10)) for i in range(3)]
+    batch = ImageEncoder(CountingPolicy(), "pairs")(micro(examples))
+    single = ImageEncoder(CountingPolicy(), "winners")
+    for block in range(2):
+        for row, example in enumerate(examples):
+            alone = replace(example, images=(example.images[block],), prompts=example.prompts[:1], fields={})
+            expected = single(micro([alone])).latents[0]
+            assert torch.equal(batch.latents[3 * block + row], expected)
+    assert batch.ids == ["pair-0", "pair-1", "pair-2"]
+    assert batch.prompts == ["caption 0", "caption 1", "caption 2"]
+    assert batch.fields["scores"].shape == (3, 2)
+    assert batch.images_per_example == 2
+
+
+def test_images_of_one_caption_share_the_condition_object():
+    shared = ImageEncoder(CountingPolicy(), "pairs")(micro([pair(0), pair(1)]))
+    assert shared.conditions[0] is shared.conditions[1]
+    own = replace(pair(1), prompts=("first", "second"))
+    apart = ImageEncoder(CountingPolicy(), "caption_pairs")(micro([pair(0), own]))
+    assert apart.conditions[0] is not apart.conditions[1]
+    embeds = [condition.tensors["prompt_embeds"] for condition in apart.conditions]
+    assert embeds[0][0] == embeds[1][0]
+    assert embeds[0][1] != embeds[1][1]
+
+
+def test_caption_dropout_is_decided_once_an_example_from_its_seed():
+    encoder = ImageEncoder(CountingPolicy(), "caption_pairs", EncoderOptions(caption_dropout=0.5))
+    examples = [replace(pair(i), prompts=(f"a{i}", f"b{i}")) for i in range(40)]
+    batch = encoder(micro(examples))
+    empty = [condition.tensors["prompt_embeds"].flatten() == 0 for condition in batch.conditions]
+    assert torch.equal(empty[0], empty[1])
+    assert 8 < empty[0].sum() < 32
+    for row in (0, 17, 39):
+        alone = encoder(micro([examples[row]], seed=row))
+        assert (alone.conditions[0].tensors["prompt_embeds"][0, 0] == 0) == empty[0][row]
+    assert batch.prompts[0] == "a0"
+
+
+@pytest.mark.parametrize("kind", ["mismatched_captions", "labelled_captions"])
+def test_caption_dropout_is_refused_where_captions_are_compared(kind):
+    with pytest.raises(UserError, match=r"--caption_dropout 0\.1 makes no sense"):
+        ImageEncoder(CountingPolicy(), kind, EncoderOptions(caption_dropout=0.1))
+
+
+def test_crop_and_flip_are_shared_by_the_images_of_an_example():
+    wide = [source(1, 12, 30), source(1, 12, 30), source(1, 12, 30)]
+    for index in range(10):
+        policy = CountingPolicy()
+        example = Example(f"list-{index}", ("x",) * 3, tuple(wide))
+        latents = ImageEncoder(policy, "ranked_lists", EncoderOptions(RANDOM))(micro([example])).latents
+        assert torch.equal(latents[0], latents[1])
+        assert policy.images == 1
+
+
+def test_framing_stays_for_the_run_unless_it_is_drawn_at_each_visit():
+    example = Example("wide", ("x",), (source(1, 12, 60),))
+    for fixed in (True, False):
+        options = EncoderOptions(replace(RANDOM, fixed=fixed))
+        encoder = ImageEncoder(CountingPolicy(), "winners", options)
+        visits = {encoder(micro([example], seed)).latents.numpy().tobytes() for seed in range(8)}
+        assert (len(visits) == 1) == fixed
+
+
+def test_size_conditioning_has_one_row_an_example():
+    policy = CountingPolicy()
+    examples = [Example("tall", ("x",) * 2, (source(1, 24, 12), source(2, 36, 12))), pair(1)]
+    ImageEncoder(policy, "pairs")(micro(examples))
+    assert policy.sizes["original_size"].tolist() == [[24, 12], [12, 12]]
+    assert policy.sizes["crop_top_left"].tolist() == [[4, 0], [0, 0]]
+    assert policy.sizes["target_size"].tolist() == [[8, 8], [8, 8]]
+
+
+def test_everything_is_encoded_once_ahead_and_never_again():
+    policy = CountingPolicy()
+    encoder = ImageEncoder(policy, "pairs", EncoderOptions(encode_batch=3))
+    shared = source(0)
+    examples = [
+        Example(f"e{i}", ("one", "one") if i % 2 else ("two", "two"), (shared, source(i + 1))) for i in range(6)
+    ]
+    dataset = encoder.precompute(ExampleSet("pairs", examples), further_prompts=["three", "one"])
+    assert policy.images == 7
+    assert sorted(policy.prompts) == ["", "one", "three", "two"]
+    before = policy.images, len(policy.prompts)
+    cached = encoder(micro(list(dataset.examples)))
+    encoder.encode_prompts(["three", ""])
+    assert (policy.images, len(policy.prompts)) == before
+    fresh = ImageEncoder(CountingPolicy(), "pairs")(micro(examples))
+    assert torch.equal(cached.latents, fresh.latents)
+    for mine, theirs in zip(cached.conditions, fresh.conditions, strict=True):
+        assert torch.equal(mine.tensors["prompt_embeds"], theirs.tensors["prompt_embeds"])
+
+
+def test_a_cache_on_disk_serves_the_next_run(tmp_path):
+    def encoder(policy: CountingPolicy) -> ImageEncoder:
+        caches = LatentCache(TensorStore(tmp_path / "latents")), PromptCache(TensorStore(tmp_path / "prompts"))
+        return ImageEncoder(policy, "pairs", EncoderOptions(encoder_id="a"), *caches)
+
+    dataset = ExampleSet("pairs", [pair(i) for i in range(4)])
+    first = encoder(CountingPolicy())
+    first.precompute(dataset)
+    second = encoder(CountingPolicy())
+    second.precompute(dataset)
+    assert second.policy.images == 0
+    assert torch.equal(first(micro([pair(2)])).latents, second(micro([pair(2)])).latents)
+    other = ImageEncoder(CountingPolicy(), "pairs", EncoderOptions(encoder_id="b"), first.latents, first.prompts)
+    other.precompute(dataset)
+    assert other.policy.images == 8
+
+
+def test_unreadable_images_are_skipped_and_counted_or_refused():
+    examples = [pair(0), Example("bad", ("x", "x"), (source(8), broken("cut.png"))), pair(1)]
+    dataset = ImageEncoder(CountingPolicy(), "pairs").precompute(ExampleSet("pairs", examples))
+    assert [example.id for example in dataset.examples] == ["pair-0", "pair-1"]
+    assert dataset.notes == {"examples with unreadable images skipped": 1}
+    with pytest.raises(UnreadableImage, match=r"cut\.png"):
+        ImageEncoder(CountingPolicy(), "pairs", EncoderOptions(strict=True)).precompute(ExampleSet("pairs", examples))
+    with pytest.raises(UserError, match="nothing to train on is left"):
+        ImageEncoder(CountingPolicy(), "pairs").precompute(ExampleSet("pairs", examples[1:2]))
+
+
+def test_framing_of_each_visit_cannot_be_encoded_ahead():
+    encoder = ImageEncoder(CountingPolicy(), "pairs", EncoderOptions(replace(RANDOM, fixed=False)))
+    with pytest.raises(UserError, match="cannot be encoded ahead"):
+        encoder.precompute(ExampleSet("pairs", [pair(0)]))
+
+
+def test_latents_of_another_shape_than_promised_are_refused():
+    with pytest.raises(UserError, match=r"latents of shape \(3, 4, 4\), but the model expects \(16, 4, 4\)"):
+        ImageEncoder(CountingPolicy(channels=16), "pairs")(micro([pair(0)]))
+
+
+def test_sizes_of_aspect_buckets_reach_the_latents():
+    example = replace(pair(0), size=(4, 16))
+    assert ImageEncoder(CountingPolicy(), "pairs")(micro([example])).latents.shape == (2, 3, 2, 8)
+
+
+def test_captions_alone_make_a_batch_without_latents():
+    batch = ImageEncoder(CountingPolicy(), "prompts")(micro([Example("p", ("hello",))]))
+    assert batch.latents.numel() == 0
+    assert len(batch.condition) == 1
+
+
+def test_what_was_prepared_in_the_background_is_used():
+    encoder = ImageEncoder(CountingPolicy(), "pairs")
+    plain = micro([pair(0)])
+    prepared = replace(plain, prepared=encoder.prepare(plain))
+    emptied = Example("pair-0", pair(0).prompts, (broken(), broken()))
+    batch = encoder(replace(prepared, examples=(emptied,)))
+    assert torch.equal(batch.latents, encoder(plain).latents)
