@@ -140,19 +140,24 @@ class NoiseProcess(ABC):
         at = destination.like(x0)
         return at.alpha * x0 + at.sigma * epsilon
 
-    def direction(self, prediction: Tensor, noisy: Tensor, level: Level) -> Tensor:
-        """Return what a deterministic path keeps as it goes: the noise (DDIM), or the velocity (flow)."""
-        return self.to_epsilon(prediction, noisy, level)
+    def backtrack(
+        self, prediction: Tensor, estimate: Tensor, source: Level, reached: Tensor, destination: Level
+    ) -> Tensor:
+        """Return where a move must have started from, given a prediction made for an estimate of that start.
 
-    def move_along(self, direction: Tensor, noisy: Tensor, source: Level, destination: Level) -> Tensor:
-        """Move latents from a source (alpha > 0) to a destination in a direction that may stem from other latents.
+        Iterating ``estimate <- backtrack(predict(estimate), estimate, ...)`` inverts :meth:`move` exactly once it
+        converges (fixed-point inversion).
 
-        With ``direction(prediction, noisy, source)`` this is :meth:`move`; with a direction predicted at the
-        destination it is the exact inverse of the sampler's move from there.
+        Args:
+            prediction: (rows, channels, ...) the network's output for ``estimate``.
+            estimate: (rows, channels, ...) latents thought to be at ``source``.
+            source: (rows,) or (1,) levels, the noisier ones.
+            reached: (rows, channels, ...) latents at ``destination``.
+            destination: (rows,) or (1,) levels with alpha > 0.
         """
-        direction, noisy = _widen(direction, noisy)
-        at, to = source.like(noisy), destination.like(noisy)
-        return to.alpha * (noisy - at.sigma * direction) / at.alpha + to.sigma * direction
+        prediction, reached = _widen(prediction, reached)
+        estimate, reached = _widen(estimate, reached)
+        return self._convert.backtrack(prediction, estimate, source.like(reached), reached, destination.like(reached))
 
     def clip(self, x0: Tensor) -> Tensor:
         """Bound predicted clean latents as the sampler of this process does; the identity for latent models."""

@@ -193,9 +193,7 @@ class DiscreteProcess(NoiseProcess):
     def _table(self, device: torch.device) -> Level:
         """Roots for every timestep on a device; copied there once, for a copy in every step would stall it."""
         if device not in self._tables:
-            dtype = torch.float32 if device.type == "mps" else torch.float64
-            alpha, sigma = self._tables[torch.device("cpu")]
-            self._tables[device] = Level(alpha.to(device, dtype), sigma.to(device, dtype))
+            self._tables[device] = self._tables[torch.device("cpu")].to(device)
         return self._tables[device]
 
 

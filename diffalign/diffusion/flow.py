@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffalign.diffusion.base import NoiseProcess, check_steps
-from diffalign.diffusion.level import Grid, Level
+from diffalign.diffusion.level import Grid, Level, exact_dtype
 from diffalign.errors import UserError, unknown
 
 SigmaSpacing = Literal["table", "uniform", "solver"]
@@ -133,8 +133,7 @@ class FlowProcess(NoiseProcess):
     def level(self, timesteps: Tensor) -> Level:
         if not timesteps.is_floating_point():
             raise ValueError(f"a flow process takes floating-point timesteps T * sigma, not {timesteps.dtype}")
-        dtype = torch.promote_types(timesteps.dtype, torch.float32)
-        sigma = timesteps.to(dtype) / self.num_train_timesteps
+        sigma = timesteps.to(exact_dtype(timesteps.device)) / self.num_train_timesteps
         if sigma.device.type == "cpu" and sigma.numel():
             least, most = sigma.aminmax()
             if least < 0 or most > 1 + 1e-6:
@@ -144,14 +143,9 @@ class FlowProcess(NoiseProcess):
         return Level(1 - sigma, sigma)
 
     def clean_level(self, rows: int = 1, device: torch.device | None = None) -> Level:
-        return Level(torch.ones(rows, device=device), torch.zeros(rows, device=device))
-
-    def direction(self, prediction: Tensor, noisy: Tensor, level: Level) -> Tensor:
-        return prediction
-
-    def move_along(self, direction: Tensor, noisy: Tensor, source: Level, destination: Level) -> Tensor:
-        step = destination.like(noisy).sigma - source.like(noisy).sigma
-        return noisy + step * direction
+        return Level(torch.ones(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64)).to(
+            device or torch.device("cpu")
+        )
 
     def timestep_at(self, index: Tensor) -> Tensor:
         """Return ``T sigma`` of the training table, float32; a dynamic shift does not act on it (as in diffusers)."""
@@ -166,7 +160,7 @@ class FlowProcess(NoiseProcess):
     def sampling_grid(self, num_steps: int) -> Grid:
         sigma = self.sampling_sigmas(num_steps)
         timesteps = (sigma * self.num_train_timesteps).float()
-        sigma = torch.cat([sigma.float(), torch.zeros(1)])
+        sigma = torch.cat([sigma, torch.zeros(1)])
         levels = Level(1 - sigma, sigma)
         return Grid(timesteps, levels.select(slice(None, -1)), levels.select(slice(1, None)))
 

@@ -36,14 +36,14 @@ class FixedPoint:
 
     Args:
         passes: predictions after the first one; 0 is naive inversion.
-        average: half-open range of passes (the first prediction is pass 0) whose mean makes the move; None, or a range
-            that no pass falls into, keeps the last one.
+        average: half-open range of passes (the first prediction is pass 0) whose mean is taken; None, or a range that
+            no pass falls into, keeps the last one. A mean of estimates is the move with the mean prediction.
     """
 
     passes: int = 0
     average: tuple[int, int] | None = None
 
-    def weights(self, length: int) -> Tensor:
+    def shares(self, length: int) -> Tensor:
         """Return the share of each pass, (length,)."""
         counted = [i for i in range(*self.average) if i <= self.passes] if self.average else []
         shares = torch.zeros(max(length, self.passes + 1), dtype=torch.float64)
@@ -65,8 +65,8 @@ class Refinement:
     early: FixedPoint | None = None
     early_below: float = 250.0
 
-    def weights(self, labels: Tensor) -> Tensor:
-        """Return what share of each pass's direction makes the move of a row, (passes + 1, rows), columns summing to 1.
+    def shares(self, labels: Tensor) -> Tensor:
+        """Return what share each pass has in a row's move, (passes + 1, rows), columns summing to 1.
 
         Args:
             labels: (rows,) of one move, on the CPU.
@@ -74,7 +74,7 @@ class Refinement:
         early = labels < self.early_below if self.early else torch.zeros_like(labels, dtype=torch.bool)
         settings = [self.usual] * (not bool(early.all())) + [self.early or self.usual] * bool(early.any())
         length = 1 + max(setting.passes for setting in settings)
-        usual, at_first = self.usual.weights(length), (self.early or self.usual).weights(length)
+        usual, at_first = self.usual.shares(length), (self.early or self.usual).shares(length)
         return torch.where(early, at_first[:, None], usual[:, None])
 
 
@@ -112,17 +112,17 @@ def climb(
         latents at the rung's destination, and the first prediction, both (rows, channels, ...).
     """
     labels = rung.labels.to(latents.device)
-    shares = (refinement or Refinement()).weights(rung.labels)
     first = predict(latents, labels)
-    direction = process.direction(first, latents, rung.source)
+    estimate = process.move(first, latents, rung.source, rung.destination)
+    shares = (refinement or Refinement()).shares(rung.labels)
     if len(shares) == 1:
-        return process.move_along(direction, latents, rung.source, rung.destination), first
-    total = _rows(shares[0], direction) * direction
+        return estimate, first
+    total = _rows(shares[0], estimate) * estimate
     for share in shares[1:]:
-        estimate = process.move_along(direction, latents, rung.source, rung.destination)
-        direction = process.direction(predict(estimate, labels), estimate, rung.destination)
-        total = total + _rows(share, direction) * direction
-    return process.move_along(total, latents, rung.source, rung.destination), first
+        prediction = predict(estimate, labels)
+        estimate = process.backtrack(prediction, estimate, rung.destination, latents, rung.source)
+        total = total + _rows(share, estimate) * estimate
+    return total, first
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ class Level(NamedTuple):
     Levels, not timesteps, are what all arithmetic runs on, so that nothing depends on how a scheduler numbers them.
 
     Args:
-        alpha: (rows,) factor of the clean latents, in [0, 1]; float32 or float64.
+        alpha: (rows,) factor of the clean latents, in [0, 1]; float64, float32 on devices without it.
         sigma: (rows,) factor of the noise, in [0, 1].
     """
 
@@ -29,6 +29,10 @@ class Level(NamedTuple):
     def repeat(self, rows: int) -> Level:
         """Return a level of one row for a number of rows."""
         return Level(self.alpha.expand(rows), self.sigma.expand(rows))
+
+    def to(self, device: torch.device) -> Level:
+        """Move to a device."""
+        return Level(*(part.to(device, exact_dtype(device)) for part in self))
 
     def like(self, latents: Tensor) -> Level:
         """Return the level in the type (at least float32) and on the device of ``latents``, shaped (rows, 1, ...)."""
@@ -78,5 +82,14 @@ class Grid:
 
     def to(self, device: torch.device) -> Grid:
         """Move to a device."""
-        sources, destinations = (Level(*(p.to(device) for p in level)) for level in (self.sources, self.destinations))
-        return replace(self, timesteps=self.timesteps.to(device), sources=sources, destinations=destinations)
+        return replace(
+            self,
+            timesteps=self.timesteps.to(device),
+            sources=self.sources.to(device),
+            destinations=self.destinations.to(device),
+        )
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """Return the type that levels have on a device: float64 wherever there is one."""
+    return torch.float32 if device.type == "mps" else torch.float64

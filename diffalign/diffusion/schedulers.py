@@ -13,6 +13,7 @@ from diffalign.errors import UserError, nearest
 
 _SOLVER = Conventions(spacing="linspace", strides=False, clips=None, clean_to_one=None)
 _EULER = replace(_SOLVER, scales_noise=True)
+_KARRAS = replace(_EULER, betas=("linear", 0.00085, 0.012))
 _DDPM = Conventions(clean_to_one=None)
 _COGVIDEOX = Conventions(clips=None, betas=("scaled_linear", 0.00085, 0.012), snr_shift=3.0)
 
@@ -28,13 +29,13 @@ _DISCRETE: Mapping[str, Conventions] = {
     "CogVideoXDPMScheduler": _COGVIDEOX,
     "EulerDiscreteScheduler": _EULER,
     "EulerAncestralDiscreteScheduler": _EULER,
-    "HeunDiscreteScheduler": replace(_EULER, clips=False),
+    "HeunDiscreteScheduler": replace(_KARRAS, clips=False),
     "LMSDiscreteScheduler": _EULER,
-    "KDPM2DiscreteScheduler": _EULER,
-    "KDPM2AncestralDiscreteScheduler": _EULER,
+    "KDPM2DiscreteScheduler": _KARRAS,
+    "KDPM2AncestralDiscreteScheduler": _KARRAS,
     "DPMSolverMultistepScheduler": _SOLVER,
     "DPMSolverSinglestepScheduler": _SOLVER,
-    "DPMSolverSDEScheduler": _EULER,
+    "DPMSolverSDEScheduler": _KARRAS,
     "DEISMultistepScheduler": _SOLVER,
     "UniPCMultistepScheduler": _SOLVER,
     "SASolverScheduler": _SOLVER,

@@ -63,12 +63,17 @@ def _naive(case: GoldenCase) -> dict[str, Any]:
 
 
 def _refined(case: GoldenCase) -> dict[str, Any]:
-    own = (
-        "num_steps guidance_scale num_renoise_steps average_first_step_range average_step_range "
-        "max_num_renoise_steps_first_step first_step_max_timestep"
-    ).split()
-    averages = {"average_latent_estimations": {True, False}}
-    case.known({"x0", "network_params", "context"}, {**dict.fromkeys(own), **averages, **SCHEDULER_PARAMS})
+    own: dict[str, Any] = {
+        "num_steps": None,
+        "guidance_scale": None,
+        "num_renoise_steps": None,
+        "average_latent_estimations": {True, False},
+        "average_first_step_range": None,
+        "average_step_range": None,
+        "max_num_renoise_steps_first_step": None,
+        "first_step_max_timestep": None,
+    }
+    case.known({"x0", "network_params", "context"}, {**own, **SCHEDULER_PARAMS})
     params, process, predict = case.params, scheduler_process(case.params), _network(case)
     passes, average = params["num_renoise_steps"], params["average_latent_estimations"]
     refinement = Refinement(
