@@ -11,11 +11,10 @@ from diffalign.errors import UserError, nearest
 def train_command(argv: Sequence[str], modality: str = "image", prog: str = "diffalign train") -> int:
     """Train a model with a method."""
     from diffalign.cli.parser import parse_train
-
-    config = parse_train(argv, modality, prog)
     from diffalign.cli.quiet import quiet_libraries
 
     quiet_libraries()
+    config = parse_train(argv, modality, prog)
     from diffalign.training.assemble import build_run
 
     build_run(config).fit()
@@ -95,4 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def script(modality: str, prog: str) -> None:
     """Entry point of ``train_scripts/train*.py``."""
+    from diffalign.training.launch import start_missing_processes
+
+    start_missing_processes()
     sys.exit(run_command(lambda: train_command(sys.argv[1:], modality, prog)))
