@@ -66,7 +66,6 @@ class Spec:
         statistics: scope over which :meth:`Strategy.statistics` is taken: never, one micro-batch, or the whole update.
         piece_dim: dimension along which the terms of several pieces are joined (0 rows, 1 columns).
         frozen_policies: names of further frozen policies the run must provide.
-        balanced_ranks: every process must make the same number of updates.
         waived_guards: guard name -> why it does not apply ("zero_gradient", ...).
     """
 
@@ -79,7 +78,6 @@ class Spec:
     statistics: Literal["none", "micro_batch", "update"] = "none"
     piece_dim: Literal[0, 1] = 0
     frozen_policies: tuple[str, ...] = ()
-    balanced_ranks: bool = False
     waived_guards: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -180,7 +178,8 @@ class Update:
 
     Args:
         micro_batches: the batches, in order.
-        weight: examples by whose number over all processes the summed loss is divided; None: those in the batches.
+        weight: this process's share of the number by which the loss, summed over all examples and processes, is
+            divided; None: the examples in the batches. Larger where examples were dropped and still count.
     """
 
     micro_batches: Sequence[Batch]
