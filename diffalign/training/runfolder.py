@@ -57,21 +57,14 @@ def choose_folder(output_dir: str, method: str, resume: str | None) -> Path:
 
 
 class RunFolder:
-    """Paths of a run, and its records.
+    """Paths of a run, and its records; nothing is on disk before :meth:`record`.
 
     Args:
-        path: the folder; made if missing.
-
-    Raises:
-        UserError: if it cannot be made.
+        path: the folder.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the run folder {path}: {error}") from error
 
     @property
     def checkpoints(self) -> Path:
@@ -84,7 +77,18 @@ class RunFolder:
         return self.path / "validation"
 
     def record(self, config: Mapping[str, Any]) -> None:
-        """Write the resolved configuration, the versions of everything and the revision of the code."""
+        """Make the folder; write the resolved configuration, all versions and the revision of the code.
+
+        Raises:
+            UserError: if that cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write_records(config)
+        except OSError as error:
+            raise UserError(f"cannot write to the run folder {self.path}: {error}") from error
+
+    def _write_records(self, config: Mapping[str, Any]) -> None:
         (self.path / CONFIG_FILE).write_text(yaml.safe_dump(dict(config), sort_keys=False))
         (self.path / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")
 
@@ -133,7 +137,7 @@ def model_card(method: str, paper: str, base: str, config: Mapping[str, Any], re
         "|---|---|",
         *[f"| {name} | {config[name]} |" for name in shown if name in config],
         "",
-        "The whole configuration is in `config.yaml`, versions in `environment.json`, the training curve in `metrics.jsonl`.",
+        "Configuration: `config.yaml`; versions: `environment.json`; training curve: `metrics.jsonl`.",
     ]
     if results:
         lines += ["", "## Measured", "", "```json", json.dumps(dict(results), indent=1), "```"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -95,8 +96,8 @@ class Stepper:
         self._scaler.unscale_(self.optimizer)
         norm = clip_gradients(self._trainables.groups, self._options.max_grad_norm)
         loss, gradient_norm = self._read(account, norm)
-        if not torch.tensor(loss).isfinite():
-            names = sum(self._processes.exchange(account.offenders()), [])
+        if not math.isfinite(loss):
+            names = [name for part in self._processes.exchange(account.offenders()) for name in part]
             raise RunStopped(
                 f"the loss of step {self._ctx.step + 1} is not finite; examples: {', '.join(names) or 'none alone'}. "
                 "Their images or captions are suspicious, or the learning rate is too high; no weight was changed"

@@ -65,7 +65,8 @@ class Fake(Strategy):
     def direct(self) -> dict[str, Tensor]:
         theta = torch.tensor(START, dtype=DTYPE)
         for indices in UPDATES:
-            theta = descend(theta, lambda t, batch=toy_batch(indices): self.objective(t, batch))
+            batch = toy_batch(indices)
+            theta = descend(theta, lambda t, batch=batch: self.objective(t, batch))
         return {"default": theta}
 
     def objective(self, theta: Tensor, batch: Batch) -> Tensor:
@@ -159,8 +160,8 @@ class Rollout(Fake):
         for indices in UPDATES:
             kept = self._kept(toy_batch(indices))
             for inner in range(2 if kept.size else 0):
-                x = features(kept, 1, stream=f"inner {inner}")
-                theta = descend(theta, lambda t, x=x, n=len(indices): (x @ t).exp().sum() / n)
+                x, count = features(kept, 1, stream=f"inner {inner}"), len(indices)
+                theta = descend(theta, lambda t, x=x, n=count: (x @ t).exp().sum() / n)
         return {"default": theta}
 
     @staticmethod

@@ -1,0 +1,204 @@
+"""From a configuration to a run that is ready to start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from diffalign.data.loader import ExampleLoader, LoaderOptions
+from diffalign.errors import UserError
+from diffalign.policies.adapters import LoraSettings
+from diffalign.policies.base import BasePolicy
+from diffalign.references import CachedReference, Reference, start_full, start_lora
+from diffalign.strategies.base import Context, Spec, Strategy
+from diffalign.strategies.registry import get_method
+from diffalign.training.checkpoint import RunIdentity
+from diffalign.training.config import BatchPlan, TrainConfig, plan_batches
+from diffalign.training.domain import Domain, LoadedData, domain_of
+from diffalign.training.loop import RunRecord, RunResult, Trainer
+from diffalign.training.memory import estimate, refuse_if_too_large
+from diffalign.training.optim import scaled_learning_rate
+from diffalign.training.processes import Processes
+from diffalign.training.runfolder import choose_folder, model_card
+from diffalign.training.source import EncodedSource
+from diffalign.training.trainables import Trainables
+
+_PREFETCHED_STEPS = 2
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A run that is resolved and described, and trains nothing.
+
+    Args:
+        lines: what there is to say.
+        folder: where the run would write.
+        console: where it is said; None is silent.
+    """
+
+    lines: tuple[str, ...]
+    folder: Path
+    console: Console | None = None
+
+    def fit(self) -> RunResult:
+        """Print the description."""
+        for line in self.lines if self.console is not None else ():
+            self.console.print(line, highlight=False, markup=False)  # type: ignore[union-attr]
+        return RunResult(self.folder, 0)
+
+
+def build_run(config: TrainConfig, dataset: Any = None, console: Console | None = None) -> Trainer | DryRun:
+    """Load and connect everything that a run needs.
+
+    Args:
+        config: the run.
+        dataset: anything that ``load_examples`` takes, instead of ``config.data.dataset_name``.
+        console: where to print; by default the terminal.
+
+    Returns:
+        what has a ``fit()``: the trainer, or a description of the run when ``dry_run`` is set.
+
+    Raises:
+        UserError: for whatever cannot work, before the first step.
+    """
+    console = console or Console()
+    method = get_method(config.method)
+    strategy: Strategy = method.strategy(config.method_config)
+    _check(strategy.spec, config)
+    processes = Processes()
+    plan = plan_batches(config.optim, processes.world_size)
+    run = config.run
+    folder = processes.exchange(choose_folder(run.output_dir, config.method, run.resume_from_checkpoint))[0]
+    rate, rate_line = scaled_learning_rate(config.optim, plan.global_batch)
+
+    domain = domain_of(strategy.spec.modality)
+    with processes.main_first():
+        policy = domain.load_policy(config.model, _frozen_dtype(config), processes.device)
+    reference = _start(policy, strategy.spec, config)
+    ctx = Context(
+        policy=policy,
+        reference=reference if strategy.spec.needs_reference else None,
+        device=processes.device,
+        seed=config.optim.seed,
+        reduce=processes.sum,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        max_rows=config.optim.max_rows_per_forward,
+    )
+    strategy.build(ctx)
+    header = [f"method {method.name}: {method.summary}", plan.equation, rate_line]
+
+    data = domain.load_data(
+        config.data.dataset_name if dataset is None else dataset, strategy.spec.data, config, policy, processes
+    )
+    source = _source(data, config, plan, processes)
+    ctx.total_steps = _total_steps(config, source)
+    header += [*data.notes, f"{ctx.total_steps} optimizer steps"]
+    if run.dry_run:
+        memory = _memory_lines(domain, data, strategy, ctx, config, plan)
+        return DryRun((*header, *memory, f"would write to {folder}; nothing was trained (--dry_run)"), folder, console)
+    flat = config.flat()
+    base = config.model.pretrained_model_name_or_path
+    return Trainer(
+        strategy,
+        ctx,
+        source,
+        processes,
+        optim=config.optim,
+        run=run,
+        learning_rate=rate,
+        folder=folder,
+        record=RunRecord(
+            identity=_identity(config, ctx),
+            config={**flat, "output_dir": str(folder)},
+            metadata={"method": method.name},
+            header=header,
+            card=lambda summary: model_card(method.name, method.paper, base, flat, summary),
+        ),
+        observer=domain.observer(policy, data, config, console),
+        console=console,
+    )
+
+
+def _check(spec: Spec, config: TrainConfig) -> None:
+    """Refuse contradictions between method and options before anything is loaded."""
+    if spec.moving_reference and config.data.pinned_draws:
+        raise UserError(
+            f"--pinned_draws caches values of the reference, but the reference of {config.method!r} moves during the "
+            "run: leave the option out"
+        )
+    if config.model.train_mode == "full" and config.model.start_adapter:
+        raise UserError("--start_adapter needs --train_mode lora: all weights cannot train beside an adapter")
+
+
+def _frozen_dtype(config: TrainConfig) -> torch.dtype:
+    """Frozen weights in the type of the computation; weights that train themselves stay float32."""
+    if config.model.train_mode == "full":
+        return torch.float32
+    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.optim.mixed_precision]
+
+
+def _start(policy: BasePolicy, spec: Spec, config: TrainConfig) -> Reference | None:
+    """Make the policy trainable and return the frozen start of training."""
+    model = config.model
+    if spec.trains == "own":
+        return None
+    if model.train_mode == "lora":
+        settings = LoraSettings(model.rank, model.lora_alpha, model.lora_dropout, tuple(model.lora_targets))
+        reference: Reference = start_lora(policy, settings, config.optim.seed)
+    elif spec.needs_reference:
+        reference = start_full(policy, torch.device("cpu") if model.reference_device == "cpu" else None)
+    else:
+        policy.train_weights()
+        return None
+    return CachedReference(reference) if config.data.pinned_draws else reference
+
+
+def _source(data: LoadedData, config: TrainConfig, plan: BatchPlan, processes: Processes) -> EncodedSource:
+    options = LoaderOptions(
+        seed=config.optim.seed,
+        micro_batch=plan.micro,
+        accumulation=plan.accumulation,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        pinned_draws=config.data.pinned_draws,
+        prefetch=0 if config.data.cache_latents else _PREFETCHED_STEPS,
+    )
+    return EncodedSource(ExampleLoader(data.examples, options, data.prepare), data.encode)
+
+
+def _total_steps(config: TrainConfig, source: EncodedSource) -> int:
+    if config.optim.max_train_steps:
+        return config.optim.max_train_steps
+    if source.steps_per_epoch is None:
+        raise UserError("a streamed data set has no length: give --max_train_steps")
+    return source.steps_per_epoch * config.optim.num_train_epochs
+
+
+def _identity(config: TrainConfig, ctx: Context) -> RunIdentity:
+    model = config.model
+    return RunIdentity(
+        method=config.method,
+        model=model.pretrained_model_name_or_path,
+        train_mode=model.train_mode,
+        rank=model.rank if model.train_mode == "lora" else 0,
+        reference=ctx.reference.identity if ctx.reference is not None else "",
+    )
+
+
+def _memory_lines(
+    domain: Domain, data: LoadedData, strategy: Strategy, ctx: Context, config: TrainConfig, plan: BatchPlan
+) -> list[str]:
+    """Estimate memory and refuse what cannot fit."""
+    rows = plan.micro * data.rows_per_example
+    if ctx.max_rows:
+        rows = min(rows, ctx.max_rows)
+    trained = Trainables(strategy, ctx.policy).count
+    saved = domain.activation_bytes(ctx.policy, config)
+    needed = estimate(ctx.policy.module, trained, config.flat(), saved, rows)
+    refuse_if_too_large(needed, ctx.device)
+    return [f"{trained:,} trained parameters", *needed.lines()]

@@ -1,0 +1,81 @@
+"""What differs between images and text outside the strategies: loading models, reading data, looking at results."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from diffalign.policies.base import BasePolicy
+from diffalign.strategies.base import DataKind
+from diffalign.training.config import ModelOptions, TrainConfig
+from diffalign.training.loop import Observer
+from diffalign.training.processes import Processes
+from diffalign.training.source import Encode
+
+_DOMAINS = {
+    "image": "diffalign.training.image_domain:ImageDomain",
+    "text": "diffalign.text.domain:TextDomain",
+}
+"""Modality of a strategy's spec -> where its domain is."""
+
+
+@dataclass(frozen=True)
+class LoadedData:
+    """Examples and what turns them into batches.
+
+    Args:
+        examples: a sequence of examples, or an object with ``open()`` (a stream): what ``ExampleLoader`` takes.
+        encode: turns a micro-batch of examples into a batch.
+        prepare: work that a background thread may do ahead, or None.
+        rows_per_example: rows that an example puts through the network.
+        notes: lines about what was left out, for the run's header.
+        source: the data set itself, for the observer.
+    """
+
+    examples: Any
+    encode: Encode
+    prepare: Callable[[Any], Any] | None = None
+    rows_per_example: int = 1
+    notes: tuple[str, ...] = ()
+    source: Any = None
+
+
+class Domain(ABC):
+    """A modality: one subclass each, without any knowledge of methods."""
+
+    @abstractmethod
+    def load_policy(self, options: ModelOptions, dtype: torch.dtype, device: torch.device) -> BasePolicy:
+        """Load the model that the options name, with its start adapter, frozen."""
+
+    @abstractmethod
+    def load_data(
+        self, source: Any, kind: DataKind, config: TrainConfig, policy: Any, processes: Processes
+    ) -> LoadedData:
+        """Read a data set as examples of a kind, and prepare their encoding.
+
+        Args:
+            source: what the user named or gave.
+            kind: what the method eats.
+            config: the run.
+            policy: encodes.
+            processes: the main one fills caches first.
+        """
+
+    @abstractmethod
+    def activation_bytes(self, policy: Any, config: TrainConfig) -> int:
+        """Bytes that one row saves for backward."""
+
+    @abstractmethod
+    def observer(self, policy: Any, data: LoadedData, config: TrainConfig, console: Any) -> Observer | None:
+        """Return what looks at the model before, during and after the run; None where there is nothing to look at."""
+
+
+def domain_of(modality: str) -> Domain:
+    """Return the domain of a modality."""
+    module, name = _DOMAINS[modality].split(":")
+    return getattr(import_module(module), name)()

@@ -1,0 +1,138 @@
+"""Image runs: diffusion policies, data sets of images, validation grids and held-out scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffalign.batch import Condition
+from diffalign.data.cache import LatentCache, PromptCache, TensorStore
+from diffalign.data.encode import EncoderOptions, ImageEncoder
+from diffalign.data.load import drop_unreadable, load_examples, with_aspect_buckets
+from diffalign.data.pairing import PairingOptions
+from diffalign.data.prepare import FramingOptions
+from diffalign.data.readers import SourceOptions
+from diffalign.data.schema import StreamSet, describe_notes, kind_info
+from diffalign.evaluation.evaluator import ImageEvaluator
+from diffalign.policies.adapters import START_ADAPTER
+from diffalign.policies.base import Policy
+from diffalign.policies.loading import load_adapter, load_policy
+from diffalign.rewards.loading import load_reward
+from diffalign.strategies.base import DataKind
+from diffalign.training.config import DataOptions, ModelOptions, TrainConfig
+from diffalign.training.domain import Domain, LoadedData
+from diffalign.training.loop import Observer
+from diffalign.training.memory import saved_bytes
+from diffalign.training.processes import Processes
+from diffalign.training.validation import ImageObserver
+
+_EVALUATION_SPLIT = "tune"
+"""Runs are compared with each other while settings are chosen, so they never look at the test captions."""
+_EVALUATION_SEED = 0
+
+
+class ImageDomain(Domain):
+    """Text-to-image models."""
+
+    def load_policy(self, options: ModelOptions, dtype: torch.dtype, device: torch.device) -> Policy:
+        policy = load_policy(
+            options.pretrained_model_name_or_path,
+            dtype=dtype,
+            device=device,
+            revision=options.revision,
+            variant=options.variant,
+            attention_backend=options.attention_backend,
+            gradient_checkpointing=options.gradient_checkpointing,
+        )
+        if options.start_adapter:
+            load_adapter(policy, options.start_adapter, START_ADAPTER)  # type: ignore[arg-type]
+        return policy
+
+    def load_data(
+        self, source: Any, kind: DataKind, config: TrainConfig, policy: Policy, processes: Processes
+    ) -> LoadedData:
+        options = config.data
+        dataset = load_examples(source, kind, _source_options(options, config.optim.seed))
+        store = Path(options.cache_dir).expanduser() if options.cache_dir else None
+        fixed = (options.center_crop and not options.random_flip) or options.cache_latents
+        encoder = ImageEncoder(
+            policy,
+            kind,
+            EncoderOptions(
+                FramingOptions(
+                    resolution=(options.resolution, options.resolution) if options.resolution else None,
+                    center_crop=options.center_crop,
+                    random_flip=options.random_flip,
+                    fixed=fixed,
+                    seed=config.optim.seed,
+                ),
+                caption_dropout=options.caption_dropout,
+                encoder_id=policy.encoder_id,
+                strict=options.strict,
+            ),
+            LatentCache(TensorStore(store / "latents")) if store else None,
+            PromptCache(TensorStore(store / "prompts")) if store else None,
+        )
+        if isinstance(dataset, StreamSet):
+            return LoadedData(dataset, encoder, encoder.prepare, max(1, kind_info(kind).blocks), source=dataset)
+        if options.aspect_buckets:
+            dataset = with_aspect_buckets(dataset, encoder.prepare.resolution)
+        if options.cache_latents and not config.run.dry_run:
+            with processes.main_first():
+                dataset = encoder.precompute(dataset)
+        else:
+            dataset = drop_unreadable(dataset, options.strict)
+        notes = (f"data {dataset.name}: {len(dataset)} examples; {describe_notes(dataset.notes)}",)
+        rows = max(1, *(len(example.images) for example in dataset.examples))
+        return LoadedData(dataset.examples, encoder, encoder.prepare, rows, notes, dataset)
+
+    def activation_bytes(self, policy: Policy, config: TrainConfig) -> int:
+        side = config.data.resolution
+        height, width = (side, side) if side else policy.default_resolution
+        latents = torch.empty(1, *policy.latent_shape(height, width), device="meta", dtype=policy.dtype)
+        condition = policy.with_size(policy.encode_prompts([""]), {"original_size": torch.tensor([[height, width]])})
+        ghostly = Condition({name: value.to("meta") for name, value in condition.tensors.items()})
+        timesteps = torch.zeros(1, device="meta", dtype=torch.long)
+        return saved_bytes(
+            policy.module, lambda module: policy.with_module(module).predict(latents, timesteps, ghostly)
+        )
+
+    def observer(self, policy: Policy, data: LoadedData, config: TrainConfig, console: Any) -> Observer | None:
+        run = config.run
+        held_out = getattr(data.source, "held_out", None)
+        evaluator = None
+        if run.evaluation_prompts and held_out is not None:
+            held = held_out(_EVALUATION_SPLIT, run.evaluation_prompts, _EVALUATION_SEED)
+            evaluator = ImageEvaluator(
+                prompts=held.prompts,
+                metadata=held.metadata,
+                seeds=range(len(held.prompts)),
+                rewards={name: load_reward(name, policy.device) for name in held.rewards},
+                primary=held.rewards[0],
+            )
+        prompts = list(run.validation_prompts)[: run.num_validation_images]
+        if not prompts and evaluator is not None:
+            prompts = list(evaluator.prompts[: run.num_validation_images])
+        if not prompts and not isinstance(data.source, StreamSet):
+            captions = dict.fromkeys(prompt for example in data.examples for prompt in example.prompts)
+            prompts = [caption for caption in captions if caption][: run.num_validation_images]
+        if not prompts:
+            return None
+        return ImageObserver(policy, prompts, evaluator, run, console)
+
+
+def _source_options(options: DataOptions, seed: int) -> SourceOptions:
+    return SourceOptions(
+        split=options.train_split,
+        config=options.dataset_config_name,
+        data_format=options.data_format,
+        column_map=options.column_map,
+        default_prompt=options.default_prompt,
+        default_prompt=options.default_prompt,
+        streaming=options.streaming,
+        max_samples=options.max_train_samples,
+        pairing=PairingOptions(options.pairing, options.pair_margin),
+        seed=seed,
+    )

@@ -1,0 +1,140 @@
+"""Looking at an image model while it trains: grids with the same seeds, held-out scores before and after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from diffalign.evaluation.evaluator import Evaluation, ImageEvaluator
+from diffalign.inference.generate import generate
+from diffalign.policies.base import Policy
+from diffalign.training.config import RunOptions
+from diffalign.training.runfolder import RunFolder
+from diffalign.training.summary import before_and_after, print_table, write_summary
+from diffalign.training.trackers import Tracker
+
+_GAP = 2
+_BEFORE = "before.json"
+
+
+class ImageObserver:
+    """Draws the same captions with the same seeds before, during and after a run, and scores held-out ones.
+
+    Args:
+        policy: the model, with whatever weights it has when a hook is called.
+        prompts: captions of the grid.
+        evaluator: held-out captions and rewards, if any.
+        options: sampling settings.
+        console: where the table is printed.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        prompts: Sequence[str],
+        evaluator: ImageEvaluator | None,
+        options: RunOptions,
+        console: Console | None = None,
+    ) -> None:
+        self._policy, self._prompts, self._evaluator = policy, list(prompts), evaluator
+        self._options, self._console = options, console
+
+    def before(self, folder: RunFolder) -> None:
+        """Draw the start, and score it."""
+        self._grid(0, folder, ())
+        if self._evaluator is not None:
+            scores = {name: values.tolist() for name, values in self._evaluate().scores.items()}
+            (folder.path / _BEFORE).write_text(json.dumps(scores))
+
+    def during(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> None:
+        """Draw the grid."""
+        self._grid(step, folder, trackers)
+
+    def after(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> dict[str, Any]:
+        """Draw and score the result; write ``before_after.png`` and ``summary.json``; print the table."""
+        last = self._grid(step, folder, trackers)
+        start = grid_path(folder, 0)
+        if start.exists():
+            stack_pictures([("before", start), ("after", last)], folder.path / "before_after.png")
+        recorded = folder.path / _BEFORE
+        if self._evaluator is None or not recorded.exists():
+            return {}
+        after = self._evaluate()
+        scores = {name: torch.tensor(values) for name, values in json.loads(recorded.read_text()).items()}
+        summary = before_and_after(
+            Evaluation(scores, after.kinds, after.images[:0]),
+            after,
+            self._evaluator,
+            {"num_inference_steps": self._options.num_inference_steps, "guidance_scale": self._options.guidance_scale},
+        )
+        write_summary(folder.path, summary)
+        print_table(summary, self._console)
+        return summary
+
+    def _evaluate(self) -> Evaluation:
+        assert self._evaluator is not None
+        return self._evaluator.evaluate(self._policy, self._options.num_inference_steps, self._options.guidance_scale)
+
+    def _grid(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> Path:
+        images = generate(
+            self._policy,
+            self._prompts,
+            list(range(len(self._prompts))),
+            num_steps=self._options.num_inference_steps,
+            guidance_scale=self._options.guidance_scale,
+        )
+        path = grid_path(folder, step)
+        save_grid(images, path)
+        captions = "".join(f"{index}: {prompt}\n" for index, prompt in enumerate(self._prompts))
+        (path.parent / "prompts.txt").write_text(captions)
+        for tracker in trackers:
+            tracker.image(step, "validation", path)
+        return path
+
+
+def grid_path(folder: RunFolder, step: int) -> Path:
+    """Return where the grid of a step lies."""
+    return folder.validation / f"step-{step:08d}.png"
+
+
+def save_grid(images: Tensor, path: Path, columns: int = 8) -> None:
+    """Write images as one PNG.
+
+    Args:
+        images: (n, 3, height, width) in [0, 1].
+        path: its folder is made if missing.
+        columns: images in a row.
+    """
+    from PIL import Image
+
+    n, _, height, width = images.shape
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    canvas = torch.ones(3, rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP)
+    for index, image in enumerate(images):
+        top, left = index // columns * (height + _GAP), index % columns * (width + _GAP)
+        canvas[:, top : top + height, left : left + width] = image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((canvas * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()).save(path)
+
+
+def stack_pictures(named: Sequence[tuple[str, Path]], path: Path) -> None:
+    """Put pictures below each other, each under its name."""
+    from PIL import Image, ImageDraw
+
+    pictures = [(name, Image.open(source).convert("RGB")) for name, source in named]
+    label = 14
+    width = max(picture.width for _, picture in pictures)
+    canvas = Image.new("RGB", (width, sum(picture.height + label for _, picture in pictures)), "white")
+    pen, top = ImageDraw.Draw(canvas), 0
+    for name, picture in pictures:
+        pen.text((2, top + 1), name, fill="black")
+        canvas.paste(picture, (0, top + label))
+        top += picture.height + label
+    canvas.save(path)

@@ -1,0 +1,134 @@
+"""What the loop does besides updates: logging, guards, moving average, export."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffalign.batch import Batch
+from diffalign.strategies.base import Context, LossOutput, Piece, Terms
+from diffalign.training.checkpoint import list_checkpoints
+from diffalign.training.config import OptimOptions
+from diffalign.training.guards import RunStopped
+from diffalign.training.trackers import METRICS_FILE
+from tests.interface.fakes import Fake
+from tests.interface.toy import ToySource, features
+from tests.training.support import OPTIM, toy_trainer
+
+SGD = OptimOptions(optimizer="sgd", learning_rate=0.1, max_grad_norm=0.0)
+
+
+class Squares(Fake):
+    """Pulls all values to one, and reports them."""
+
+    def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: Batch) -> LossOutput:
+        return LossOutput((terms.policy - 1).square().mean(), {"value": terms.policy[:, 0].detach()})
+
+
+class Poisoned(Squares):
+    """One example's term is not a number from a step on."""
+
+    def terms(self, ctx: Context, batch: Batch, draws: Tensor, piece: Piece) -> Tensor:
+        bad = torch.tensor([[ctx.step >= 2 and name == "example-3"] for name in batch.ids])
+        return torch.where(bad, torch.nan, super().terms(ctx, batch, draws, piece))
+
+
+class Flat(Fake):
+    """Has no gradient."""
+
+    def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: Batch) -> LossOutput:
+        return LossOutput(0 * terms.policy.sum() + 1)
+
+
+class Excused(Flat):
+    """Has no gradient, and a reason."""
+
+    spec = dataclasses.replace(Fake.spec, waived_guards={"zero_gradient": "flat by design"})
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
+
+
+def test_metrics_are_means_over_examples(tmp_path: Path) -> None:
+    toy_trainer(tmp_path / "run", Squares(), steps=1, optim=SGD).fit()
+    (line,) = log_of(tmp_path / "run")
+    seeds = torch.cat([batch.seeds for batch in next(iter(ToySource()))])
+    values = features(Batch([""] * 4, seeds), 1)[:, 0] @ torch.tensor([0.3, -0.7], dtype=torch.float64)
+    assert line["value"] == pytest.approx(values.mean().item(), rel=1e-6)
+    assert line["loss"] == pytest.approx((values - 1).square().mean().item(), rel=1e-6)
+    assert line["step"] == 1
+    assert {"grad_norm", "learning_rate", "examples_per_second", "skipped_steps"} <= line.keys()
+
+
+def test_logging_interval_averages_steps(tmp_path: Path) -> None:
+    toy_trainer(tmp_path / "each", Squares(), steps=4, optim=SGD).fit()
+    toy_trainer(tmp_path / "two", Squares(), steps=4, optim=SGD, logging_steps=2).fit()
+    each, two = log_of(tmp_path / "each"), log_of(tmp_path / "two")
+    assert [line["step"] for line in two] == [2, 4]
+    weighted = (4 * each[0]["value"] + 1 * each[1]["value"]) / 5  # updates of four examples and of one
+    assert two[0]["value"] == pytest.approx(weighted, rel=1e-5)
+
+
+def test_a_loss_that_is_no_number_names_the_example(tmp_path: Path) -> None:
+    trainer = toy_trainer(tmp_path / "run", Poisoned(), steps=10)
+    with pytest.raises(RunStopped, match=r"step 3 .* examples: example-3\.") as error:
+        trainer.fit()
+    assert "no weight was changed" in str(error.value)
+    assert all(value.isfinite().all() for value in trainer.trainables.state_dict().values())
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step-00000002"
+
+
+def test_no_gradient_stops_after_patience(tmp_path: Path) -> None:
+    with pytest.raises(RunStopped, match="gradient is exactly 0 for 3 consecutive steps"):
+        toy_trainer(tmp_path / "run", Flat(), steps=10).fit()
+
+
+def test_a_method_may_waive_a_guard(tmp_path: Path) -> None:
+    assert toy_trainer(tmp_path / "run", Excused(), steps=5).fit().steps == 5
+
+
+def test_export_is_the_moving_average(tmp_path: Path) -> None:
+    trainer = toy_trainer(tmp_path / "run", Squares(), steps=5, optim=OPTIM)
+    trainer.fit()
+    exported = torch.load(tmp_path / "run" / "toy.pt", weights_only=True)["default"]
+    average = trainer._stepper.average
+    assert average is not None
+    assert torch.equal(exported, average.state_dict()["vectors.default"])
+    assert not torch.equal(exported, trainer.ctx.policy.adapters.vector())
+
+
+def test_terms_that_ignore_the_policy_are_caught(tmp_path: Path) -> None:
+    class Detached(Squares):
+        def terms(self, ctx: Context, batch: Batch, draws: Tensor, piece: Piece) -> Tensor:
+            return super().terms(ctx, batch, draws, piece).detach()
+
+    with pytest.raises(RunStopped, match="gradient is exactly 0"):
+        toy_trainer(tmp_path / "run", Detached(), steps=10).fit()
+
+
+def test_backward_with_adapters_off_is_refused(tmp_path: Path) -> None:
+    class Leaves(Squares):
+        def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: Batch) -> LossOutput:
+            self.bank.active = None
+            return super().loss(terms, statistics, batch)
+
+    strategy = Leaves()
+    trainer = toy_trainer(tmp_path / "run", strategy, steps=1)
+    strategy.bank = trainer.ctx.policy.adapters  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="adapters are switched off"):
+        trainer.fit()
+
+
+def test_record_of_a_run(tmp_path: Path) -> None:
+    toy_trainer(tmp_path / "run", Squares(), steps=1).fit()
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__
+    assert (tmp_path / "run" / "config.yaml").read_text().startswith("method: fake")

@@ -1,0 +1,172 @@
+"""Run folders, trackers, memory, the progress line, launching."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from diffalign.errors import UserError
+from diffalign.training.launch import missing_processes
+from diffalign.training.memory import MemoryEstimate, estimate, out_of_memory, refuse_if_too_large, saved_bytes
+from diffalign.training.progress import ProgressDisplay
+from diffalign.training.runfolder import RunFolder, choose_folder, environment, model_card
+from diffalign.training.stopwatch import Stopwatch
+from diffalign.training.trackers import JsonLines, build_trackers
+from diffalign.training.validation import save_grid, stack_pictures
+
+CONFIG = {"train_mode": "lora", "reference_device": "same", "optimizer": "adamw", "use_ema": False}
+
+
+def make_run(path: Path, method: str = "inpo") -> Path:
+    RunFolder(path).record({"method": method})
+    return path
+
+
+def test_next_free_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert choose_folder("", "inpo", None) == Path("runs/inpo-001")
+    make_run(Path("runs/inpo-001"))
+    assert choose_folder("", "inpo", None) == Path("runs/inpo-002")
+    assert choose_folder("", "dpo", None) == Path("runs/dpo-001")
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    with pytest.raises(UserError, match=r"already holds a run of 'inpo'.*--resume_from_checkpoint latest"):
+        choose_folder(str(folder), "inpo", None)
+    with pytest.raises(UserError, match=r"is a run of method 'inpo'.*'dpo'"):
+        choose_folder(str(folder), "dpo", "latest")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "holiday.jpg").touch()
+    with pytest.raises(UserError, match="already holds other files"):
+        choose_folder(str(tmp_path / "other"), "inpo", None)
+
+
+def test_where_to_resume(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    assert choose_folder(str(folder), "inpo", "latest") == folder
+    assert choose_folder("", "inpo", str(folder / "checkpoints" / "step-00000003")) == folder.resolve()
+    with pytest.raises(UserError, match="--output_dir"):
+        choose_folder("", "inpo", "latest")
+    with pytest.raises(UserError, match="not the folder of a run"):
+        choose_folder(str(tmp_path), "inpo", "latest")
+
+
+def test_an_empty_folder_may_be_used(tmp_path: Path) -> None:
+    assert choose_folder(str(tmp_path), "inpo", None) == tmp_path
+
+
+def test_unwritable_folder_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write to the run folder"):
+        RunFolder(tmp_path / "file" / "run").record({"method": "inpo"})
+
+
+def test_environment_and_card() -> None:
+    assert environment()["packages"]["safetensors"] != "not installed"
+    card = model_card("inpo", "A paper", "tiny-sd", {"seed": 3}, {"win_rate": 0.6})
+    assert "base_model: tiny-sd" in card
+    assert "| seed | 3 |" in card
+    assert '"win_rate": 0.6' in card
+
+
+def test_resumed_log_drops_what_will_be_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 2.0}\n{"step": 3, "lo')
+    tracker = JsonLines(path, resumed_from=1)
+    tracker.log(2, {"loss": 3.0})
+    tracker.close()
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.0, 3.0]
+
+
+def test_unknown_and_absent_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    with pytest.raises(UserError, match="did you mean 'tensorboard'"):
+        build_trackers(["tensorbord"], tmp_path, {})
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        build_trackers(["wandb"], tmp_path, {})
+
+
+def test_tensorboard_writes_events(tmp_path: Path) -> None:
+    save_grid(torch.rand(2, 3, 4, 4), tmp_path / "grid.png")
+    _, board = build_trackers(["tensorboard"], tmp_path, {})
+    board.log(1, {"loss": 0.5})
+    board.image(1, "validation", tmp_path / "grid.png")
+    board.close()
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_grids_and_stacks(tmp_path: Path) -> None:
+    from PIL import Image
+
+    images = torch.zeros(3, 3, 4, 4)
+    images[1, 0] = 1.0
+    save_grid(images, tmp_path / "deep" / "grid.png", columns=2)
+    grid = Image.open(tmp_path / "deep" / "grid.png")
+    assert grid.size == (10, 10)
+    assert grid.getpixel((0, 0)) == (0, 0, 0)
+    assert grid.getpixel((6, 0)) == (255, 0, 0)
+    assert grid.getpixel((6, 6)) == (255, 255, 255)
+    stack_pictures([("before", tmp_path / "deep" / "grid.png")] * 2, tmp_path / "both.png")
+    assert Image.open(tmp_path / "both.png").size == (10, 48)
+
+
+def test_saved_bytes_count_activations_without_computing() -> None:
+    module = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    got = saved_bytes(module, lambda ghost: ghost(torch.empty(5, 8, device="meta")))
+    # the input of the first layer is kept for its weight's gradient, the output of ReLU for its own and the next one's
+    assert got == 4 * (5 * 8 + 5 * 16)
+    module.requires_grad_(False)
+    assert saved_bytes(module, lambda ghost: ghost(torch.empty(5, 8, device="meta"))) == 0
+
+
+def test_estimate_adds_up_and_refuses() -> None:
+    module = nn.Linear(10, 10, bias=False)
+    needed = estimate(module, 100, CONFIG, activations_of_a_row=1000, rows=4)
+    assert needed == MemoryEstimate(400, 0, 400, 800, 4000)
+    assert needed.total == 5600
+    assert needed.largest == "activations"
+    full = estimate(module, 100, {**CONFIG, "train_mode": "full", "use_ema": True}, 0, 0)
+    assert (full.reference, full.optimizer) == (400, 1200)
+    with pytest.raises(UserError, match=r"biggest part is activations .*--gradient_checkpointing"):
+        refuse_if_too_large(MemoryEstimate(0, 0, 0, 0, 2**60), torch.device("cpu"))
+    refuse_if_too_large(needed, torch.device("cpu"))
+
+
+def test_out_of_memory_names_the_biggest_consumer() -> None:
+    message = str(out_of_memory(nn.Linear(4, 4), 16, CONFIG))
+    assert "activations take most" in message
+    assert "the rank of the adapters hardly matters" in message
+
+
+def test_progress_says_what_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(width=200, force_terminal=False)
+    with ProgressDisplay(3, 0, torch.device("cpu"), console) as display:
+        display.step(1, {"loss": 0.6931, "implicit_accuracy": 0.5, "examples_per_second": 12.0})
+        display.forecast(Stopwatch(), examples=40, seconds=2.0, steps_left=100)
+    said = capsys.readouterr().out
+    assert "step 1/3  loss 0.6931  accuracy 0.5  samples/s 12  memory" in said
+    assert "20 examples/s, about 0.0028 h to go" in said
+
+
+@pytest.mark.parametrize(
+    ("environment", "launcher", "expected"),
+    [
+        ({"MASTER_ADDR": "127.0.0.1"}, ["python", "accelerate", "launch", "--cpu", "--num_processes", "2", "t.py"], 2),
+        ({"MASTER_ADDR": "127.0.0.1"}, ["accelerate", "launch", "--num-processes=3", "t.py"], 3),
+        ({"MASTER_ADDR": "127.0.0.1"}, ["accelerate", "launch", "t.py"], 0),
+        ({"MASTER_ADDR": "127.0.0.1", "RANK": "0"}, ["accelerate", "launch", "--num_processes", "2", "t.py"], 0),
+        ({"MASTER_ADDR": "host"}, ["accelerate", "launch", "--num_machines", "2", "--num_processes", "4", "t.py"], 0),
+        ({}, ["accelerate", "launch", "--num_processes", "2", "t.py"], 0),
+        ({"MASTER_ADDR": "host"}, ["sh", "job.sh", "--num_processes", "2"], 0),
+    ],
+)
+def test_processes_that_were_not_started(environment: dict[str, str], launcher: list[str], expected: int) -> None:
+    assert missing_processes(environment, launcher) == expected
