@@ -44,7 +44,7 @@ class Placed:
 
 
 def outline(shape: str, center: Point, radius: float) -> list[Point]:
-    """Return the polygon of a shape; all of it lies within 1.1 radii of the centre."""
+    """Return the polygon of a shape; no coordinate is further than 1.1 radii from the centre."""
     x, y = center
     if shape == "circle":
         angles = [2 * math.pi * k / 40 for k in range(40)]

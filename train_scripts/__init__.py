@@ -1,0 +1,1 @@
+"""Scripts that train: a model's alignment, and the bundled world itself."""

@@ -1,0 +1,110 @@
+"""Stage "sd3": tiny-sd3, a Stable Diffusion 3 of 3.5M parameters (joint transformer, rectified flow)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+from transformers import CLIPTextModelWithProjection
+
+from train_scripts.world import latents
+from train_scripts.world.fitting import FitSettings, fit
+from train_scripts.world.text import build_tokenizer, text_config
+from train_scripts.world.workspace import Workspace
+
+FIT = FitSettings(steps=4000, learning_rate=1.5e-3, warmup=300, seed=4)
+BATCH = 32
+CAPTION_DROPOUT = 0.1
+TEXT_WIDTH, PROJECTION = 64, 48
+T5_LENGTH = 256
+"""Zero tokens that the stock pipeline puts in place of the absent third text encoder."""
+FULL_LENGTH_EVERY = 16
+"""Most steps train with few zero tokens, which cost time; every so many see the stock pipeline's number."""
+NAME = "tiny-sd3"
+
+
+def build_transformer() -> SD3Transformer2DModel:
+    """Make the transformer, untrained."""
+    return SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=6,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        joint_attention_dim=2 * TEXT_WIDTH,
+        caption_projection_dim=128,
+        pooled_projection_dim=2 * PROJECTION,
+        pos_embed_max_size=16,
+    )
+
+
+def embed(
+    encoders: tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection], tokens: Tensor, zeros: int
+) -> tuple[Tensor, Tensor]:
+    """Embed captions as the stock pipeline does: both encoders' last but one layers side by side, then zero tokens.
+
+    Returns:
+        (batch, length + zeros, 2 x width) and the pooled (batch, 2 x projection).
+    """
+    outputs = [encoder(tokens, output_hidden_states=True) for encoder in encoders]
+    hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+    padding = hidden.new_zeros(len(hidden), zeros, hidden.shape[-1])
+    return torch.cat([hidden, padding], dim=1), torch.cat([output.text_embeds for output in outputs], dim=-1)
+
+
+def train(workspace: Workspace) -> None:
+    """Train transformer and text encoders together on the rectified flow, timesteps logit-normal."""
+    torch.manual_seed(1)
+    tokenizer = build_tokenizer()
+    config = text_config(tokenizer, TEXT_WIDTH, projection=PROJECTION)
+    encoders = (CLIPTextModelWithProjection(config), CLIPTextModelWithProjection(config))
+    transformer = build_transformer()
+    data = latents.load(workspace)
+    ids, empty = data.token_ids(tokenizer), latents.empty_caption(tokenizer)
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(ids), (BATCH,), generator=generator)
+        clean, tokens = data.latents[rows].float(), ids[rows]
+        tokens[torch.rand(BATCH, generator=generator) < CAPTION_DROPOUT] = empty
+        levels = torch.sigmoid(torch.randn(BATCH, generator=generator))
+        noise = torch.randn(clean.shape, generator=generator)
+        share = levels.view(-1, 1, 1, 1)
+        full = step % FULL_LENGTH_EVERY == 0
+        zeros = T5_LENGTH if full else int(torch.randint(0, 6, (1,), generator=generator))
+        hidden, pooled = embed(encoders, tokens, zeros)
+        prediction = transformer(
+            hidden_states=(1 - share) * clean + share * noise,
+            timestep=levels * 1000,
+            encoder_hidden_states=hidden,
+            pooled_projections=pooled,
+        ).sample
+        return F.mse_loss(prediction, noise - clean)
+
+    folder = workspace.folder("sd3")
+    fit(NAME, [transformer, *encoders], loss, FIT.scaled(workspace), folder)
+    transformer.save_pretrained(folder / "transformer")
+    for name, encoder in zip(("text_encoder", "text_encoder_2"), encoders, strict=True):
+        encoder.save_pretrained(folder / name)
+
+
+def export(workspace: Workspace) -> None:
+    """Write the pipeline in float16."""
+    folder = workspace.folder("sd3")
+    pipeline = StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel.from_pretrained(folder / "transformer"),
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0),
+        vae=AutoencoderKL.from_pretrained(workspace.folder("vae")),
+        text_encoder=CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder"),
+        tokenizer=build_tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2"),
+        tokenizer_2=build_tokenizer(),
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+    pipeline.to(torch.float16).save_pretrained(workspace.out / NAME)
