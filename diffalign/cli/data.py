@@ -32,6 +32,7 @@ def data_command(argv: Sequence[str]) -> int:
     parser.add_argument("--data_format", type=str, default="auto", help="how the source is laid out")
     parser.add_argument("--train_split", type=str, default="train", help="split to read")
     parser.add_argument("--column_map", type=dict[str, str], default={}, help="canonical column: column of the source")
+    parser.add_argument("--default_prompt", type=str, default=None, help="caption of pictures without a text file")
     options = parser.parse_args(list(argv[1:]))
     from diffalign.data.check import check_dataset
     from diffalign.data.readers import SourceOptions
@@ -39,7 +40,12 @@ def data_command(argv: Sequence[str]) -> int:
     report = check_dataset(
         options.source,
         options.kind,
-        SourceOptions(split=options.train_split, data_format=options.data_format, column_map=options.column_map),
+        SourceOptions(
+            split=options.train_split,
+            data_format=options.data_format,
+            column_map=options.column_map,
+            default_prompt=options.default_prompt,
+        ),
     )
     sys.stdout.write("\n".join(report.lines()) + "\n")
     return 0 if report.ok else 1

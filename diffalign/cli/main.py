@@ -11,10 +11,11 @@ from diffalign.errors import UserError, nearest
 def train_command(argv: Sequence[str], modality: str = "image", prog: str = "diffalign train") -> int:
     """Train a model with a method."""
     from diffalign.cli.parser import parse_train
-    from diffalign.cli.quiet import quiet_libraries
+    from diffalign.cli.quiet import quiet_environment, quiet_libraries
 
-    quiet_libraries()
+    quiet_environment()
     config = parse_train(argv, modality, prog)
+    quiet_libraries()
     from diffalign.training.assemble import build_run
 
     build_run(config).fit()
