@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +60,15 @@ class Reference(ABC):
         """
         with torch.no_grad():
             return self._compute(compute)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must carry so that a resumed run is given the same values to the bit: remembered ones."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        if state:
+            raise UserError("the checkpoint was made with --pinned_draws, which this run lacks")
 
 
 class AdaptersOff(Reference):
@@ -173,6 +182,17 @@ class CachedReference(Reference):
             self._values.update(zip(keys, values.cpu(), strict=True))
             return values
         return pad_sequence([self._values[key] for key in keys], batch_first=True).to(self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All values. Made again after a resume, in other batches, they could differ in the last bit."""
+        values = pad_sequence(list(self._values.values()), batch_first=True) if self._values else torch.empty(0)
+        return {"keys": list(self._values), "values": values}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        if not state:
+            raise UserError("the checkpoint was made without --pinned_draws, which this run asks for")
+        self._values = dict(zip(state["keys"], state["values"], strict=True))
 
     def save(self, path: Path, scope: CacheScope) -> None:
         """Write all values to a safetensors file, under a temporary name first.

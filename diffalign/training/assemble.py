@@ -65,44 +65,37 @@ def build_run(config: TrainConfig, dataset: Any = None, console: Console | None 
     Raises:
         UserError: for whatever cannot work, before the first step.
     """
-    console = console or Console()
     method = get_method(config.method)
     strategy: Strategy = method.strategy(config.method_config)
     _check(strategy.spec, config)
     processes = Processes()
+    console = (console or Console()) if processes.is_main else None
     plan = plan_batches(config.optim, processes.world_size)
     run = config.run
     folder = processes.exchange(choose_folder(run.output_dir, config.method, run.resume_from_checkpoint))[0]
     rate, rate_line = scaled_learning_rate(config.optim, plan.global_batch)
 
     domain = domain_of(strategy.spec.modality)
-    with processes.main_first():
-        policy = domain.load_policy(config.model, _frozen_dtype(config), processes.device)
-    reference = _start(policy, strategy.spec, config)
-    ctx = Context(
-        policy=policy,
-        reference=reference if strategy.spec.needs_reference else None,
-        device=processes.device,
-        seed=config.optim.seed,
-        reduce=processes.sum,
-        rank=processes.rank,
-        world_size=processes.world_size,
-        max_rows=config.optim.max_rows_per_forward,
-    )
+    ctx = _context(domain, strategy.spec, config, processes)
     strategy.build(ctx)
-    header = [f"method {method.name}: {method.summary}", plan.equation, rate_line]
-
-    data = domain.load_data(
-        config.data.dataset_name if dataset is None else dataset, strategy.spec.data, config, policy, processes
-    )
+    named = config.data.dataset_name if dataset is None else dataset
+    data = domain.load_data(named, strategy.spec.data, config, ctx.policy, processes)
     source = _source(data, config, plan, processes)
     ctx.total_steps = _total_steps(config, source)
-    header += [*data.notes, f"{ctx.total_steps} optimizer steps"]
+
+    header = (f"method {method.name}: {method.summary}", plan.equation, rate_line, *data.notes)
+    header += (f"{ctx.total_steps} optimizer steps",)
     if run.dry_run:
         memory = _memory_lines(domain, data, strategy, ctx, config, plan)
         return DryRun((*header, *memory, f"would write to {folder}; nothing was trained (--dry_run)"), folder, console)
-    flat = config.flat()
-    base = config.model.pretrained_model_name_or_path
+    flat = {**config.flat(), "output_dir": str(folder)}
+    record = RunRecord(
+        identity=_identity(config, ctx),
+        config=flat,
+        metadata={"method": method.name},
+        header=header,
+        card=lambda summary: model_card(method.name, method.paper, domain.library, flat, summary),
+    )
     return Trainer(
         strategy,
         ctx,
@@ -112,15 +105,26 @@ def build_run(config: TrainConfig, dataset: Any = None, console: Console | None 
         run=run,
         learning_rate=rate,
         folder=folder,
-        record=RunRecord(
-            identity=_identity(config, ctx),
-            config={**flat, "output_dir": str(folder)},
-            metadata={"method": method.name},
-            header=header,
-            card=lambda summary: model_card(method.name, method.paper, base, flat, summary),
-        ),
-        observer=domain.observer(policy, data, config, console),
+        record=record,
+        observer=domain.observer(ctx.policy, data, config, console) if processes.is_main else None,
         console=console,
+    )
+
+
+def _context(domain: Domain, spec: Spec, config: TrainConfig, processes: Processes) -> Context:
+    """Load the policy, make it trainable, and put together what the strategy sees."""
+    with processes.main_first():  # downloads happen once
+        policy = domain.load_policy(config.model, _frozen_dtype(config), processes.device)
+    reference = _start(policy, spec, config)
+    return Context(
+        policy=policy,
+        reference=reference if spec.needs_reference else None,
+        device=processes.device,
+        seed=config.optim.seed,
+        reduce=processes.sum,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        max_rows=config.optim.max_rows_per_forward,
     )
 
 

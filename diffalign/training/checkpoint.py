@@ -4,11 +4,13 @@ A checkpoint is a folder ``checkpoints/step-00000050`` with
 
 - ``weights.safetensors``: the trained parameters by name;
 - ``state.safetensors`` and ``state.json``: optimizer moments, moving average, gradient scaler, guards, the strategy's
-  own state, the loader's position, the step, what the run is (:class:`RunIdentity`);
+  own state, values remembered of the reference, the loader's position, the step, the options, and what the run is
+  (:class:`RunIdentity`);
 - ``manifest.json``: size and SHA-256 of each file. It is written last.
 
 The folder is written under another name, flushed to disk, and renamed. Nothing of it is a pickle. All processes hold
-the same state, so the main one writes it.
+the same state, so the main one writes it; only values remembered of the reference are each process's own, and those
+of the others are made again.
 """
 
 from __future__ import annotations

@@ -48,6 +48,9 @@ class LoadedData:
 class Domain(ABC):
     """A modality: one subclass each, without any knowledge of methods."""
 
+    library = "diffusers"
+    """Which library loads what a run exports; model cards say so."""
+
     @abstractmethod
     def load_policy(self, options: ModelOptions, dtype: torch.dtype, device: torch.device) -> BasePolicy:
         """Load the model that the options name, with its start adapter, frozen."""

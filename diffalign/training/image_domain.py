@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class ImageDomain(Domain):
         if options.aspect_buckets:
             dataset = with_aspect_buckets(dataset, encoder.prepare.resolution)
         if options.cache_latents and not config.run.dry_run:
-            with processes.main_first():
+            with processes.main_first() if store else nullcontext():  # a folder is filled once, memory by everybody
                 dataset = encoder.precompute(dataset)
         else:
             dataset = drop_unreadable(dataset, options.strict)
@@ -129,7 +130,6 @@ def _source_options(options: DataOptions, seed: int) -> SourceOptions:
         config=options.dataset_config_name,
         data_format=options.data_format,
         column_map=options.column_map,
-        default_prompt=options.default_prompt,
         default_prompt=options.default_prompt,
         streaming=options.streaming,
         max_samples=options.max_train_samples,

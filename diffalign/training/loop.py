@@ -229,6 +229,8 @@ class Trainer:
         self._stepper.load_state_dict(checkpoint.state["stepper"])
         self.strategy.load_state_dict(checkpoint.state["strategy"])
         self.source.load_state_dict(checkpoint.state["source"])
+        if self.ctx.reference is not None:
+            self.ctx.reference.load_state_dict(checkpoint.state["reference"])
         self.ctx.step = self._saved_step = checkpoint.step
         changed = checkpoint.changed_options(self._record.config)
         self._say(*remarks, f"resumed from {checkpoint.folder} after step {checkpoint.step}", *changed)
@@ -242,6 +244,7 @@ class Trainer:
                 "stepper": self._stepper.state_dict(),
                 "strategy": self.strategy.state_dict(),
                 "source": self.source.state_dict(),
+                "reference": self.ctx.reference.state_dict() if self.ctx.reference is not None else {},
             }
             keep = self._run.checkpoints_total_limit
             save_checkpoint(self._folder.checkpoints, self.ctx.step, self.trainables.state_dict(), state, keep)

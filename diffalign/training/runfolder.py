@@ -113,19 +113,20 @@ def environment() -> dict[str, Any]:
     }
 
 
-def model_card(method: str, paper: str, base: str, config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+def model_card(method: str, paper: str, library: str, config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     """Return the text of a run's README.
 
     Args:
         method, paper: the method's name and its source.
-        base: the base model as it was named.
+        library: which library loads the result.
         config: the resolved options.
         results: figures measured at the end; may be empty.
     """
+    base = config["pretrained_model_name_or_path"]
     shown = ("dataset_name", "max_train_steps", "learning_rate", "rank", "global_batch_pairs", "seed")
     lines = [
         "---",
-        "library_name: diffusers" if config.get("modality") != "text" else "library_name: transformers",
+        f"library_name: {library}",
         f"base_model: {base}",
         "tags: [diffalign, alignment, preference-optimisation]",
         "---",

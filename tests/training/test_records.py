@@ -69,7 +69,9 @@ def test_unwritable_folder_is_one_message(tmp_path: Path) -> None:
 
 def test_environment_and_card() -> None:
     assert environment()["packages"]["safetensors"] != "not installed"
-    card = model_card("inpo", "A paper", "tiny-sd", {"seed": 3}, {"win_rate": 0.6})
+    config = {"pretrained_model_name_or_path": "tiny-sd", "seed": 3}
+    card = model_card("inpo", "A paper", "diffusers", config, {"win_rate": 0.6})
+    assert "library_name: diffusers" in card
     assert "base_model: tiny-sd" in card
     assert "| seed | 3 |" in card
     assert '"win_rate": 0.6' in card

@@ -1,0 +1,83 @@
+"""Text runs: language models, preference data of text, held-out rewards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffalign.data.readers import SourceOptions
+from diffalign.data.schema import describe_notes
+from diffalign.errors import UserError
+from diffalign.policies.adapters import START_ADAPTER
+from diffalign.strategies.base import DataKind
+from diffalign.text.data import load_text_pairs
+from diffalign.text.encode import TextEncoder
+from diffalign.text.evaluation import writer_evaluator
+from diffalign.text.loading import load_text_adapter, load_text_policy
+from diffalign.text.logprobs import token_log_probs
+from diffalign.text.observer import TextObserver
+from diffalign.text.policy import TextPolicy
+from diffalign.training.config import DataOptions, ModelOptions, TrainConfig
+from diffalign.training.domain import Domain, LoadedData
+from diffalign.training.loop import Observer
+from diffalign.training.memory import saved_bytes
+from diffalign.training.processes import Processes
+
+_EVALUATION_SEED = 0
+_TYPICAL_TOKENS = 1024
+"""Length of a row in estimates of memory, where no ``--max_length`` is given and the model takes longer ones."""
+
+
+class TextDomain(Domain):
+    """Causal language models."""
+
+    library = "transformers"
+
+    def load_policy(self, options: ModelOptions, dtype: torch.dtype, device: torch.device) -> TextPolicy:
+        policy = load_text_policy(
+            options.pretrained_model_name_or_path,
+            dtype=dtype,
+            device=device,
+            revision=options.revision,
+            gradient_checkpointing=options.gradient_checkpointing,
+        )
+        if options.start_adapter:
+            load_text_adapter(policy, Path(options.start_adapter), START_ADAPTER)
+        return policy
+
+    def load_data(
+        self, source: Any, kind: DataKind, config: TrainConfig, policy: TextPolicy, processes: Processes
+    ) -> LoadedData:
+        if kind != "pairs":
+            raise UserError(f"text data of kind {kind!r} cannot be read yet: only pairs of completions can")
+        dataset = load_text_pairs(source, _source_options(config.data))
+        encoder = TextEncoder(policy, config.data.max_length)
+        dataset = encoder.precompute(dataset)
+        notes = (f"data {dataset.name}: {len(dataset)} pairs; {describe_notes(dataset.notes)}",)
+        return LoadedData(dataset.examples, encoder, rows_per_example=2, notes=notes, source=dataset)
+
+    def activation_bytes(self, policy: TextPolicy, config: TrainConfig) -> int:
+        length = config.data.max_length or min(policy.max_length, _TYPICAL_TOKENS)
+        tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
+        return saved_bytes(
+            policy.module, lambda module: token_log_probs(module(input_ids=tokens, use_cache=False).logits, tokens)
+        )
+
+    def observer(self, policy: TextPolicy, data: LoadedData, config: TrainConfig, console: Any) -> Observer | None:
+        count = config.run.evaluation_prompts
+        if not count or not data.source.bundled:
+            return None
+        return TextObserver(policy, writer_evaluator("test", count, _EVALUATION_SEED), console)
+
+
+def _source_options(options: DataOptions) -> SourceOptions:
+    return SourceOptions(
+        split=options.train_split,
+        config=options.dataset_config_name,
+        data_format=options.data_format,
+        column_map=options.column_map,
+        streaming=options.streaming,
+        max_samples=options.max_train_samples,
+    )
