@@ -58,6 +58,7 @@ class DataOptions:
         train_split: split to train on.
         data_format: how the source is laid out; "auto" looks at it.
         column_map: expected column -> column of the source, for example {"prompt": "caption"}.
+        default_prompt: caption of pictures in a folder that have no text file beside them.
         pairing: how ranked lists become pairs where a method wants pairs.
         pair_margin: smallest score difference of a pair made from a list.
         resolution: side of the training images in pixels; 0 for the model's own.
@@ -73,6 +74,7 @@ class DataOptions:
         pinned_draws: give each example this many fixed (noise, timestep) draws so that reference values are cached;
             0 draws anew at each visit.
         prompts: file with one caption a line, for methods that make their own samples.
+        max_length: longest sequence of text in tokens, prompt and completion together; 0 for the model's own.
     """
 
     dataset_name: str = "bundled"
@@ -80,6 +82,7 @@ class DataOptions:
     train_split: str = "train"
     data_format: str = "auto"
     column_map: dict[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
     pairing: Literal["best_worst", "all", "adjacent"] = "best_worst"
     pair_margin: float = 0.0
     resolution: int = 0
@@ -94,9 +97,11 @@ class DataOptions:
     cache_latents: bool = True
     pinned_draws: int = 0
     prompts: str | None = None
+    max_length: int = 0
 
     def __post_init__(self) -> None:
         require(0 <= self.caption_dropout <= 1, f"--caption_dropout must lie in [0, 1], not {self.caption_dropout}")
+        require(self.max_length >= 0, f"--max_length must not be negative, not {self.max_length}")
         require(self.pinned_draws >= 0, f"--pinned_draws must not be negative, not {self.pinned_draws}")
         require(not (self.streaming and self.pinned_draws), "--pinned_draws needs a data set that is not streamed")
 
