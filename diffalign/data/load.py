@@ -10,8 +10,14 @@ from dataclasses import replace
 from typing import Any
 
 from diffalign.data.captions import mismatch_captions
-from diffalign.data.image_source import UnreadableImage
-from diffalign.data.pairing import CONVERSIONS, PairingOptions, join_liked_and_disliked, merge_repeats
+from diffalign.data.image_source import ImageSource, UnreadableImage
+from diffalign.data.pairing import (
+    CONVERSIONS,
+    PairingOptions,
+    join_liked_and_disliked,
+    merge_repeats,
+    winner_indices,
+)
 from diffalign.data.readers import SourceOptions, open_records
 from diffalign.data.schema import Example, ExampleSet, Record, StreamSet, kind_info
 from diffalign.data.table import RowReader
@@ -112,26 +118,34 @@ def drop_unreadable(dataset: ExampleSet, strict: bool = False) -> ExampleSet:
 def with_aspect_buckets(dataset: ExampleSet, resolution: tuple[int, int], max_ratio: float = 2.0) -> ExampleSet:
     """Give each example the training size nearest to the shape of its images: one size for all images of an example.
 
-    Reads the header of every image.
+    Reads the header of every image; examples with an image that has none keep the run's own size, until they are left
+    out where images are decoded.
 
     Args:
-        dataset: the examples, their images readable.
+        dataset: the examples.
         resolution: (height, width) whose area all sizes share.
         max_ratio: longest side over shortest side.
     """
     buckets = aspect_buckets(resolution, max_ratio)
-    sizes: dict[str, tuple[int, int]] = {}
+    images = {image.name: image for example in dataset.examples for image in example.images}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        sizes = dict(zip(images, pool.map(_size, images.values()), strict=True))
     examples = []
     for example in dataset.examples:
-        for image in example.images:
-            if image.name not in sizes:
-                sizes[image.name] = image.size()
-        size = assign_bucket([sizes[image.name] for image in example.images], buckets) if example.images else None
-        examples.append(replace(example, size=size))
+        known = [size for image in example.images if (size := sizes[image.name]) is not None]
+        whole = len(known) == len(example.images) > 0
+        examples.append(replace(example, size=assign_bucket(known, buckets) if whole else None))
     return replace(dataset, examples=examples)
 
 
-def _decoding_error(image: Any) -> UnreadableImage | None:
+def _size(image: ImageSource) -> tuple[int, int] | None:
+    try:
+        return image.size()
+    except UnreadableImage:
+        return None
+
+
+def _decoding_error(image: ImageSource) -> UnreadableImage | None:
     try:
         image.decode()
     except UnreadableImage as error:
@@ -149,11 +163,18 @@ def _with_mismatched_captions(records: Sequence[Record], kind: DataKind, seed: i
     ]
     if all(own):
         return list(records)
-    edited = mismatch_captions([record.prompt for record in records], seed)
+    # One edit for each good image: the same image in several pairs must not gather several mismatched captions.
+    places = {_good_images(record): index for index, record in reversed(list(enumerate(records)))}
+    edited = mismatch_captions([records[index].prompt for index in places.values()], seed)
+    caption_of = dict(zip(places, edited, strict=True))
     return [
-        record if has else replace(record, mismatched=caption)
-        for record, has, caption in zip(records, own, edited, strict=True)
+        record if has else replace(record, mismatched=caption_of[_good_images(record)])
+        for record, has in zip(records, own, strict=True)
     ]
+
+
+def _good_images(record: Record) -> tuple[str, ...]:
+    return record.prompt, *(record.images[index].name for index in winner_indices(record))
 
 
 def _with_common_fields(examples: list[Example], notes: Counter[str]) -> list[Example]:

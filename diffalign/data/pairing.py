@@ -77,6 +77,16 @@ def pair_indices(values: Sequence[float], rule: PairRule = "best_worst", margin:
     ]
 
 
+def winner_indices(record: Record) -> list[int]:
+    """Return the good images: the best of several, a liked one, or all where nothing else is known; none of a tie."""
+    if record.label is not None:
+        return [0] if record.label == 1.0 else []
+    values = utilities(record)
+    if values is None or len(values) == 1:
+        return list(range(len(record.images)))
+    return [max(range(len(values)), key=values.__getitem__)] if len(set(values)) > 1 else []
+
+
 def to_pairs(record: Record, options: PairingOptions, notes: Counter[str]) -> Iterator[Example]:
     """Yield (chosen, rejected) under the one caption; ties are counted."""
     for pair in _preferred(record, options, notes):
@@ -228,16 +238,10 @@ def _known(record: Record) -> list[float]:
 
 
 def _winners(record: Record, notes: Counter[str]) -> list[int]:
-    if record.label is not None:
-        notes["disliked images left out"] += record.label != 1.0
-        return [0] if record.label == 1.0 else []
-    values = utilities(record)
-    if values is None or len(values) == 1:
-        return list(range(len(record.images)))
-    if len(set(values)) < 2:
-        notes["ties dropped"] += 1
-        return []
-    return [max(range(len(values)), key=values.__getitem__)]
+    found = winner_indices(record)
+    if not found:
+        notes["ties dropped" if record.label in (None, 0.5) else "disliked images left out"] += 1
+    return found
 
 
 def _mismatch_of(record: Record) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from diffalign.data.check import check_dataset
-from diffalign.data.image_source import UnreadableImage
+from diffalign.data.image_source import ImageSource, UnreadableImage
 from diffalign.data.load import drop_unreadable, load_examples, with_aspect_buckets
 from diffalign.data.readers import SourceOptions
 from diffalign.data.schema import Example, ExampleSet, kind_info
@@ -96,11 +96,13 @@ def test_unreadable_images_are_dropped_and_counted_or_refused():
 
 
 def test_one_bucket_for_both_images_of_a_pair():
-    examples = [Example("wide", ("x", "x"), (source(90, 12, 24), source(91, 12, 22))), pair(0)]
+    bad = Example("bad", ("x",) * 2, (source(92), ImageSource.from_bytes(b"text", "text.png")))
+    examples = [Example("wide", ("x", "x"), (source(90, 12, 24), source(91, 12, 22))), pair(0), bad]
     dataset = with_aspect_buckets(ExampleSet("pairs", examples), (64, 64))
     height, width = dataset.examples[0].size
     assert width > height
     assert dataset.examples[1].size == (64, 64)
+    assert dataset.examples[2].size is None
     assert dataset.examples[0].group != dataset.examples[1].group
 
 

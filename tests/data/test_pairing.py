@@ -178,6 +178,20 @@ def test_labelled_captions_are_given_or_made():
     assert example.fields == {"label": 0.0}
 
 
+@pytest.mark.parametrize("kind", ["mismatched_captions", "labelled_captions"])
+def test_an_image_that_wins_twice_gets_one_mismatched_caption(kind):
+    shared = images(3)
+    records = [
+        Record("a", "a red cat", shared[:2], winner=0),
+        Record("b", "a red cat", (shared[0], shared[2]), winner=0),
+        Record("c", "a blue dog", images(2, "other"), winner=0),
+    ]
+    examples, _ = convert(records, kind)
+    assert len(examples) == (2 if kind == "mismatched_captions" else 4)
+    if kind == "labelled_captions":
+        assert sum(e.fields["label"] for e in examples) == 2
+
+
 def test_captions_alone_are_unique():
     examples, _ = convert([record(identity="a"), record(identity="b"), record(identity="c", prompt="a dog")], "prompts")
     assert [e.prompts for e in examples] == [("a cat",), ("a dog",)]
