@@ -61,9 +61,13 @@ class TextDomain(Domain):
     def activation_bytes(self, policy: TextPolicy, config: TrainConfig) -> int:
         length = config.data.max_length or min(policy.max_length, _TYPICAL_TOKENS)
         tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
-        return saved_bytes(
-            policy.module, lambda module: token_log_probs(module(input_ids=tokens, use_cache=False).logits, tokens)
-        )
+        whole = torch.ones(1, 1, length, length, dtype=torch.bool, device="meta")  # a finished mask is not looked into
+
+        def pass_through(module: torch.nn.Module) -> torch.Tensor:
+            output = module(input_ids=tokens, attention_mask=whole, use_cache=False)
+            return token_log_probs(output.logits, tokens)
+
+        return saved_bytes(policy.module, pass_through)
 
     def observer(self, policy: TextPolicy, data: LoadedData, config: TrainConfig, console: Any) -> Observer | None:
         count = config.run.evaluation_prompts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +13,8 @@ from diffalign.diffusion.random import derive_seed
 from diffalign.evaluation.winrate import Estimate, bootstrap_mean, win_rate
 from diffalign.text.policy import TextPolicy
 from diffalign.text.rewards import caption_rewards
-from diffalign.text.writer import meaning_of
+from diffalign.text.writer import draw_requests
 from diffalign.world.grammar import Split
-from diffalign.world.grammar import prompts as world_prompts
 
 WRITER_TOKENS = 20
 """Where a caption of the bundled task is cut; a right one has at most 14 words."""
@@ -115,12 +113,11 @@ def writer_evaluator(split: Split, count: int, seed: int = 0) -> TextEvaluator:
         count: number of requests.
         seed: other seeds give other requests and other luck.
     """
-    rng = random.Random(f"writer/{split}/{seed}")
-    records = world_prompts(split, count, seed)
+    drawn = draw_requests(split, count, seed)
     return TextEvaluator(
-        prompts=[meaning_of(record, rng).request() for record in records],
-        kinds=[record.kind for record in records],
-        seeds=torch.tensor([derive_seed("writer", split, seed, index) for index in range(count)]),
+        prompts=list(drawn),
+        kinds=[record.kind for record in drawn.values()],
+        seeds=torch.tensor([derive_seed("writer", split, seed, index) for index in range(len(drawn))]),
         reward=caption_rewards,
         max_new_tokens=WRITER_TOKENS,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,7 +45,7 @@ def judge_caption(request: str, caption: str) -> CaptionVerdict:
         return CaptionVerdict(False, 0.0, "the caption is not well-formed")
     checks = _checks(asked, said)
     failed = [what for what, passed in checks if not passed]
-    return CaptionVerdict(not failed, 1 - len(failed) / len(checks), failed[0] if failed else "")
+    return CaptionVerdict(asked.canonical == said.canonical, 1 - len(failed) / len(checks), (failed or [""])[0])
 
 
 def caption_rewards(prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
@@ -69,8 +68,6 @@ def _checks(asked: Meaning, said: Meaning) -> list[tuple[str, bool]]:
     if asked.relation or said.relation:
         shapes = [(tuple(t.shape for t in things), relation) for things, relation in (asked.canonical, said.canonical)]
         checks.append(("the relation is another", shapes[0] == shapes[1]))
-    same = Counter(asked.canonical[0]) == Counter(said.canonical[0])
-    assert all(passed for _, passed in checks) == (same and asked.canonical[1] == said.canonical[1])
     return checks
 
 

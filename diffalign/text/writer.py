@@ -12,7 +12,17 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from diffalign.world.grammar import COLORS, COUNT_WORDS, RELATIONS, SHAPES, PromptRecord, plural, with_article
+from diffalign.world.grammar import (
+    COLORS,
+    COUNT_WORDS,
+    RELATIONS,
+    SHAPES,
+    PromptRecord,
+    Split,
+    plural,
+    prompts,
+    with_article,
+)
 
 END_OF_REQUEST = ":"
 OPENING = ("a", "photo", "of")
@@ -86,6 +96,23 @@ def meaning_of(record: PromptRecord, rng: random.Random) -> Meaning:
         return Meaning((things[1], things[0]), relation)
     rng.shuffle(things)
     return Meaning(tuple(things))
+
+
+def draw_requests(split: Split, count: int, seed: int) -> dict[str, PromptRecord]:
+    """Draw distinct requests of a split of the world's captions, each with the caption's record.
+
+    Args:
+        split: where their compositions belong; "tune" and "test" ask for what training never asked for, wherever the
+            kind has room for that.
+        count: how many; fewer where the split has fewer.
+        seed: other seeds give other requests.
+    """
+    rng = random.Random(f"writer/{split}/{seed}")
+    drawn: dict[str, PromptRecord] = {}
+    for record in prompts(split, 2 * count, seed):  # captions that differ in order alone may make one request
+        if len(drawn) < count:
+            drawn.setdefault(meaning_of(record, rng).request(), record)
+    return drawn
 
 
 def read_request(text: str) -> Meaning | None:

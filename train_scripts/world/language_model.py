@@ -22,8 +22,8 @@ from diffalign.diffusion.random import derive_seed
 from diffalign.text.evaluation import WRITER_TOKENS
 from diffalign.text.generation import sample_completions
 from diffalign.text.rewards import caption_rewards, judge_caption
-from diffalign.text.writer import Meaning, meaning_of
-from diffalign.world.grammar import COLORS, COUNT_WORDS, SHAPES, Split, draw_prompt, prompts, vocabulary
+from diffalign.text.writer import Meaning, draw_requests, meaning_of
+from diffalign.world.grammar import COLORS, COUNT_WORDS, SHAPES, Split, draw_prompt, vocabulary
 
 CARELESS = 0.45
 """Share of captions with a mistake in the training corpus."""
@@ -187,24 +187,29 @@ def make_preferences(model_folder: Path, folder: Path, seed: int = 0) -> dict[st
     figures: dict[str, Any] = {}
     for split, count in PROMPTS.items():
         rng = random.Random(f"requests/{split}/{seed}")
-        records = prompts(split, count, seed)
-        requests = [meaning_of(record, rng).request() for record in records]
+        drawn = draw_requests(split, count, seed)
+        requests = list(drawn)
         asked = [request for request in requests for _ in range(SAMPLES_PER_PROMPT)]
-        seeds = torch.tensor([derive_seed("writer", split, seed, i) for i in range(len(asked))])
-        completions = []
-        for rows in torch.arange(len(asked)).split(SAMPLING_ROWS):
-            chunk = [asked[row] for row in rows.tolist()]
-            completions += sample_completions(model, tokenizer, chunk, seeds[rows], max_new_tokens=WRITER_TOKENS)
+        seeds = torch.tensor([derive_seed("preferences", split, seed, i) for i in range(len(asked))])
+        completions = _sample(model, tokenizer, asked, seeds)
         rewards = caption_rewards(asked, completions)
         graded = [judge_caption(*both).graded for both in zip(asked, completions, strict=True)]
         figures[split] = {"reward": rewards.mean().item(), "graded": sum(graded) / len(graded)}
-        kinds = [record.kind for record in records]
-        rows = {"prompt": requests, "kind": kinds, "composition": [record.composition for record in records]}
-        pq.write_table(pa.table(rows), folder / f"prompts_{split}.parquet")
+        columns = ("kind", "composition")
+        table = {"prompt": requests, **{name: [getattr(r, name) for r in drawn.values()] for name in columns}}
+        pq.write_table(pa.table(table), folder / f"prompts_{split}.parquet")
         pairs = _pairs(requests, completions, rewards.tolist(), rng)
         figures[split]["pairs"] = len(pairs)
         pq.write_table(pa.Table.from_pylist(pairs), folder / f"{split}.parquet")
     return figures
+
+
+def _sample(model: nn.Module, tokenizer: Any, asked: Sequence[str], seeds: torch.Tensor) -> list[str]:
+    completions: list[str] = []
+    for rows in torch.arange(len(asked)).split(SAMPLING_ROWS):
+        chunk = [asked[row] for row in rows.tolist()]
+        completions += sample_completions(model, tokenizer, chunk, seeds[rows], max_new_tokens=WRITER_TOKENS)
+    return completions
 
 
 def _pairs(requests: Sequence[str], completions: Sequence[str], rewards: Sequence[float], rng: random.Random) -> Any:
