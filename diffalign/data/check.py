@@ -55,7 +55,7 @@ class CheckReport:
         layout = f" ({self.layout} layout)" if self.layout else ""
         verdict = "usable" if self.ok else "not usable"
         lines = [f"{self.source}{layout}: {verdict} as {self.kind.replace('_', ' ')}"]
-        lines.append(f"rows: {self.rows}; examples: {self.examples}; left out: {describe_notes(self.notes)}")
+        lines.append(f"rows: {self.rows}; examples: {self.examples}; {describe_notes(self.notes)}")
         if self.image_sizes:
             sizes = sorted(self.image_sizes.items(), key=lambda item: (-item[1], item[0]))
             shown = ", ".join(f"{height}x{width} ({count})" for (height, width), count in sizes[:5])

@@ -211,4 +211,4 @@ class StreamSet:
 
 def describe_notes(notes: Mapping[str, int]) -> str:
     """Return counts as words, for example ``12 rows: ties dropped``."""
-    return "; ".join(f"{count} {reason}" for reason, count in notes.items()) or "no row was left out"
+    return "; ".join(f"{count} {reason}" for reason, count in notes.items()) or "nothing left out"

@@ -128,7 +128,7 @@ def test_the_check_names_the_first_bad_row_and_image(tmp_path):
     assert report.image_sizes == {(12, 12): 5}
     lines = "\n".join(report.lines())
     assert "pairs.jsonl: not usable as pairs" in lines
-    assert "rows: 5; examples: 1; left out: 1 ties dropped" in lines
+    assert "rows: 5; examples: 1; 1 ties dropped" in lines
 
 
 def test_the_check_accepts_good_data_and_refuses_ties_throughout():
