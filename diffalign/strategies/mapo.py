@@ -55,7 +55,8 @@ class MaPOConfig:
 def phi(x: Tensor) -> Tensor:
     """Return ``x / (exp(x) - 1)`` for x >= 0 with exact values and gradients near 0, and no overflow for large x."""
     small = x < _SERIES_BELOW
-    series = 1 - x / 2 + x**2 / 12 - x**4 / 720 + x**6 / 30240
+    near = torch.where(small, x, torch.zeros_like(x))  # each branch finite where the other is taken, gradients too
+    series = 1 - near / 2 + near**2 / 12 - near**4 / 720 + near**6 / 30240
     away = torch.where(small, torch.ones_like(x), x)
     return torch.where(small, series, away * torch.exp(-away) / -torch.expm1(-away))
 
