@@ -1,0 +1,147 @@
+"""What the battery must know of each image method: data, small options, traits, and what a step costs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffalign.batch import Condition, ImageBatch
+from diffalign.policies.base import Policy
+from diffalign.references import AdaptersOff
+from diffalign.strategies.base import Context, Strategy, Update
+from diffalign.strategies.registry import get_method
+from diffalign.training.processes import Processes
+from diffalign.training.update import Account, GradientPass
+from tests.factories import ToyPolicy, image_batch
+
+MOVES = 3
+
+
+@dataclass(frozen=True)
+class Described:
+    """A method in the battery.
+
+    Args:
+        options: of its config, chosen so that steps are short and numbers moderate.
+        pairs: the loss is that of a logit between a chosen and a rejected image, log 2 at the reference.
+        inversion: predictions that each inversion move in ``draw`` takes; 0 where nothing is inverted.
+        calls: denoiser calls of a step besides those: "reference", "policy" (without a graph), "trained" (with one).
+        liked_sign: +1 where less error of liked images lowers the loss, -1 where more does.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    pairs: bool = False
+    inversion: int = 0
+    calls: dict[str, int] = field(default_factory=lambda: {"reference": 1, "trained": 1})
+    liked_sign: int = 1
+
+
+METHODS = {
+    "sft": Described(calls={"trained": 1}),
+    "diffusion_dpo": Described({"beta": 20.0}, pairs=True),
+    "inpo": Described({"beta": 20.0, "num_inversion_steps": MOVES}, pairs=True, inversion=1),
+    "smpo": Described({"beta": 20.0, "num_inversion_steps": MOVES}, pairs=True, inversion=2),
+    "inversion_dpo": Described(
+        {"beta": 20.0, "num_inversion_steps": MOVES, "warm_start_steps": 0},
+        pairs=True,
+        calls={"reference": MOVES, "policy": MOVES, "trained": MOVES},
+        liked_sign=-1,
+    ),
+    "rankdpo": Described({"beta": 20.0}),
+    "mapo": Described({"margin_scale": 10.0}, calls={"trained": 1}),
+    "diffusion_kto": Described({"beta": 20.0}),
+    "dcpo": Described({"beta": 20.0}, pairs=True),
+    "tdpo": Described({"beta": 20.0}, pairs=True),
+    "tkto": Described({"beta": 20.0}),
+}
+PAIRS = [name for name, described in METHODS.items() if described.pairs]
+PROCESSES = ["epsilon", "v_prediction", "flow"]
+
+
+def make(name: str, **options: Any) -> Strategy:
+    """Make a strategy with its battery options and others."""
+    strategy = get_method(name).strategy
+    return strategy(strategy.Config(**{**METHODS[name].options, **options}))
+
+
+def batch_for(name: str, policy: Policy, examples: int = 4, dtype: torch.dtype = torch.float32) -> ImageBatch:
+    """Make a batch of the kind that a method eats."""
+    kind = get_method(name).strategy.spec.data
+    images = {"ranked_lists": 4, "pairs": 2, "caption_pairs": 2, "mismatched_captions": 2}.get(kind, 1)
+    falling = torch.linspace(0.25, 0.17, images) * torch.linspace(1, 0.9, examples)[:, None]
+    fields = {"scores": falling} if images > 1 else {"label": (torch.arange(examples) % 2).float()}
+    own_captions = kind in ("caption_pairs", "mismatched_captions")
+    batch = image_batch(policy, examples, images, own_captions=own_captions, **fields)
+    if kind == "mismatched_captions":
+        batch = replace(batch, latents=batch.latents[:examples].repeat(2, 1, 1, 1))
+    fields = {name: value.to(dtype) for name, value in batch.fields.items()}
+    return replace(batch, latents=batch.latents.to(dtype), fields=fields)
+
+
+def select(batch: ImageBatch, examples: list[int]) -> ImageBatch:
+    """Take some examples of a batch, in a given order."""
+    rows = torch.tensor(examples)
+    blocks = batch.latents.chunk(batch.images_per_example)
+    conditions: dict[int, Condition] = {id(c): c.select(rows) for c in batch.conditions}
+    return replace(
+        batch,
+        ids=[batch.ids[i] for i in examples],
+        seeds=batch.seeds[rows],
+        prompts=[batch.prompts[i] for i in examples],
+        fields={name: value[rows] for name, value in batch.fields.items()},
+        latents=torch.cat([block[rows] for block in blocks]),
+        conditions=tuple(conditions[id(c)] for c in batch.conditions),
+    )
+
+
+def swapped(batch: ImageBatch) -> ImageBatch:
+    """Exchange the first and the second image of pairs, with their captions."""
+    return replace(batch, latents=batch.latents.roll(batch.size, 0), conditions=batch.conditions[::-1])
+
+
+class CountingPolicy(ToyPolicy):
+    """A toy policy that remembers who was asked, whether a graph was built, and in which mode."""
+
+    def __init__(self, process: str = "epsilon", delta: tuple[float, float] = (0.0, 0.0), double: bool = False) -> None:
+        super().__init__(process)
+        self.module.delta["default"].data.copy_(torch.tensor(delta))
+        if double:
+            self.module.double()
+        self.calls: Counter[str] = Counter()
+        self.trained_rows = 0  # the largest pass with a graph
+
+    @property
+    def trained(self) -> torch.nn.Parameter:
+        """The two trained numbers."""
+        return self.module.delta["default"]
+
+    def predict(self, latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        graph = torch.is_grad_enabled()
+        self.calls["reference" if self.module.disable_adapters else "trained" if graph else "policy"] += 1
+        self.trained_rows = max(self.trained_rows, len(latents) if graph else 0)
+        return super().predict(latents, timesteps, condition)
+
+
+def gradient(
+    strategy: Strategy, policy: CountingPolicy, batches: list[ImageBatch], **options: Any
+) -> tuple[Tensor, Account]:
+    """Run one update through the loop's own gradient pass; return the gradient and the account."""
+    ctx = context(policy, **options)
+    policy.trained.grad = None
+    account = GradientPass(strategy, ctx, [policy.trained], Processes())(Update(batches))
+    return policy.trained.grad.clone(), account
+
+
+def context(policy: Policy, **options: Any) -> Context:
+    """A context whose reference is the policy with its adapter off."""
+    return Context(policy, AdaptersOff(policy), **options)
+
+
+def inversion_moves(timesteps: Tensor, num_train_timesteps: int = 1000) -> int:
+    """How many moves the row with the latest timestep makes."""
+    return max(1, math.ceil(float(timesteps.max()) * MOVES / num_train_timesteps))
