@@ -150,8 +150,20 @@ def sdxl_pipeline(prediction_type: Prediction = "epsilon") -> Any:
         )
 
 
-def sd3_pipeline(shift: float = 3.0) -> Any:
-    """Make a ``StableDiffusion3Pipeline`` without the third text encoder."""
+def t5_parts() -> dict[str, Any]:
+    """Make a third text encoder and its tokenizer, which knows single letters only."""
+    from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+
+    tokens = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -1.0), *((letter, -2.0) for letter in LETTERS)]
+    config = T5Config(vocab_size=len(tokens), d_model=24, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
+    return {
+        "text_encoder_3": T5EncoderModel(config).eval(),
+        "tokenizer_3": T5TokenizerFast(vocab=tokens, extra_ids=0),
+    }
+
+
+def sd3_pipeline(shift: float = 3.0, t5: bool = False) -> Any:
+    """Make a ``StableDiffusion3Pipeline``, without the third text encoder unless asked."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
     transformer = SD3Transformer2DModel(
@@ -176,8 +188,7 @@ def sd3_pipeline(shift: float = 3.0) -> Any:
             tokenizer=clip_tokenizer(Path(folder) / "1"),
             text_encoder_2=clip_text_encoder(8, projection=True).eval(),
             tokenizer_2=clip_tokenizer(Path(folder) / "2"),
-            text_encoder_3=None,
-            tokenizer_3=None,
+            **(t5_parts() if t5 else {"text_encoder_3": None, "tokenizer_3": None}),
         )
 
 
@@ -201,7 +212,7 @@ def tiny_policy(family: str, lora: LoraSettings | bool = False, seed: int = 0, *
         family: "sd", "sdxl" or "sd3".
         lora: settings of a trainable adapter "default", or True for rank 4.
         seed: of all random weights.
-        options: of the pipeline: ``prediction_type``, ``shift``.
+        options: of the pipeline: ``prediction_type``, ``shift``, ``t5``.
     """
     policy = POLICIES[family](tiny_pipeline(family, seed, **options))
     if lora:

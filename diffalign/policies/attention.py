@@ -1,35 +1,118 @@
-"""Attention kernels by name, through diffusers' own switches."""
+"""Attention kernels by name, through diffusers' dispatcher."""
 
 from __future__ import annotations
 
 import importlib.util
 from typing import Any, Literal, get_args
 
+import torch
+from torch import Tensor, nn
+
 from diffalign.errors import MissingExtra, UserError, unknown
 
 AttentionBackend = Literal["sdpa", "xformers", "flash", "flex"]
 
 
-def set_attention_backend(module: Any, name: AttentionBackend) -> None:
+def set_attention_backend(module: nn.Module, name: AttentionBackend) -> None:
     """Choose the attention kernels of a diffusers model.
 
     Args:
         module: the denoiser.
-        name: "sdpa" (torch's own choice, the default), "xformers", "flash" (package flash-attn) or "flex" (torch).
+        name: "sdpa" (torch's own choice among its kernels, the default), "xformers", "flash" (package flash-attn) or
+            "flex" (torch's flexible attention).
 
     Raises:
-        UserError: for an unknown name, a missing package, or a model or device that cannot run those kernels.
+        UserError: for an unknown name, a missing package or accelerator, or layers that want more than these kernels.
     """
     if name not in get_args(AttentionBackend):
         raise unknown("attention backend", name, get_args(AttentionBackend))
     if name == "sdpa":
         return
+    option = f"--attention_backend {name}"
     if name == "xformers" and importlib.util.find_spec("xformers") is None:
-        raise MissingExtra("xformers", "xformers", "--attention_backend xformers")
-    try:
-        if name == "xformers":
-            module.enable_xformers_memory_efficient_attention()
-        else:
-            module.set_attention_backend(name)
-    except (ImportError, ValueError, RuntimeError) as error:
-        raise UserError(f"--attention_backend {name} does not work here: {error}; use sdpa") from error
+        raise MissingExtra("xformers", "xformers", option)
+    if name == "flash" and importlib.util.find_spec("flash_attn") is None:
+        raise UserError(f"{option} needs the package flash-attn, which is not installed; use sdpa, or install it")
+    if not torch.cuda.is_available():
+        raise UserError(f"{option} needs a GPU and there is none: use sdpa")
+    dispatch_attention(module, name)
+
+
+def dispatch_attention(module: nn.Module, backend: str) -> None:
+    """Send all attention of a model through diffusers' dispatcher.
+
+    The layers of its newer models go there by themselves; those of UNets and SD3 call torch directly, whatever backend
+    is set, and get a processor that goes there.
+
+    Args:
+        module: the model.
+        backend: a name of ``diffusers.models.attention_dispatch.AttentionBackendName``.
+
+    Raises:
+        UserError: for layers with normalisation or residuals inside, which this processor does not compute.
+    """
+    from diffusers.models.attention_processor import Attention
+
+    layers: list[Any] = [layer for layer in module.modules() if isinstance(layer, Attention)]
+    for layer in layers:
+        if layer.group_norm is not None or layer.spatial_norm is not None or layer.residual_connection:
+            raise UserError(f"the attention layers of {type(module).__name__} know torch's kernels only: use sdpa")
+    for layer in layers:
+        layer.set_processor(DispatchedAttention(backend))
+    if not layers:
+        try:
+            module.set_attention_backend(backend)  # type: ignore[operator]
+        except (ImportError, ValueError, RuntimeError) as error:
+            raise UserError(f"the attention backend {backend!r} does not work here: {error}") from error
+
+
+class DispatchedAttention:
+    """Processor of diffusers' ``Attention``: self, cross and joint attention, unmasked, by a kernel of one's choice.
+
+    Args:
+        backend: see :func:`dispatch_attention`.
+    """
+
+    def __init__(self, backend: str) -> None:
+        from diffusers.models.attention_dispatch import AttentionBackendName
+
+        self.backend = AttentionBackendName(backend)
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attend from (rows, tokens, width) to itself, to a text, or (joint) from and to both."""
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+        if attention_mask is not None:
+            raise ValueError("attention here takes no mask")
+        text, joint = encoder_hidden_states, getattr(attn, "add_k_proj", None) is not None
+        joint = joint and text is not None
+        source = hidden_states if text is None or joint else text
+        if source is text and attn.norm_cross:
+            source = attn.norm_encoder_hidden_states(text)
+        query = _heads(attn, attn.to_q(hidden_states), attn.norm_q)
+        key = _heads(attn, attn.to_k(source), attn.norm_k)
+        value = _heads(attn, attn.to_v(source))
+        if joint:
+            query = torch.cat([query, _heads(attn, attn.add_q_proj(text), attn.norm_added_q)], dim=1)
+            key = torch.cat([key, _heads(attn, attn.add_k_proj(text), attn.norm_added_k)], dim=1)
+            value = torch.cat([value, _heads(attn, attn.add_v_proj(text))], dim=1)
+        attended = dispatch_attention_fn(query, key, value, backend=self.backend).flatten(2).to(query.dtype)
+        tokens = hidden_states.shape[1]
+        image = attn.to_out[1](attn.to_out[0](attended[:, :tokens])) / attn.rescale_output_factor
+        if not joint:
+            return image
+        rest = attended[:, tokens:]
+        return image, rest if attn.context_pre_only else attn.to_add_out(rest)
+
+
+def _heads(attn: Any, projected: Tensor, norm: nn.Module | None = None) -> Tensor:
+    """Split (rows, tokens, width) into (rows, tokens, heads, width / heads), normalised where the model does so."""
+    split = projected.unflatten(-1, (attn.heads, -1))
+    return split if norm is None else norm(split)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,8 +127,8 @@ def resolve(name_or_path: str | Path, revision: str | None = None, variant: str 
     raise UserError(f"there is no folder {name}")
 
 
-def pipeline_class_name(source: Source) -> str:
-    """Read the class of a pipeline from its ``model_index.json``.
+def pipeline_index(source: Source) -> dict[str, Any]:
+    """Read a pipeline's ``model_index.json``: its class under "_class_name", and its parts.
 
     Raises:
         UserError: if it cannot be read, as offline without a cached copy.
@@ -134,8 +136,9 @@ def pipeline_class_name(source: Source) -> str:
     from diffusers import DiffusionPipeline
 
     try:
-        return DiffusionPipeline.load_config(source.model, revision=source.revision)["_class_name"]
-    except (OSError, KeyError, ValueError) as error:
+        index = DiffusionPipeline.load_config(source.model, revision=source.revision)
+        return {"_class_name": "nameless pipeline", **index}
+    except (OSError, ValueError) as error:
         raise UserError(
             f"cannot read model_index.json of {source.model!r}: no such local folder, and the hub gave: {error}"
         ) from error
@@ -144,24 +147,47 @@ def pipeline_class_name(source: Source) -> str:
 def _load_pipeline(source: Source, dtype: torch.dtype, allow_pickle: bool) -> PipelinePolicy:
     import diffusers
 
-    class_name = pipeline_class_name(source)
+    index = pipeline_index(source)
+    class_name = index["_class_name"]
     if class_name not in FAMILIES:
         raise UserError(f"{source.model} is a {class_name}, which is not supported: {nearest(class_name, FAMILIES)}")
     family = FAMILIES[class_name]
     types: Any = {"default": dtype, "vae": torch.float32} if dtype is torch.float16 else dtype
+    absent = {part: None for part, value in index.items() if value == [None, None]}  # SD3 without T5, for one
     arguments = {
         "pretrained_model_name_or_path": source.model,
         "torch_dtype": types,
         "use_safetensors": None if allow_pickle else True,
-        "revision": source.revision,
-        "variant": source.variant,
+        **({"revision": source.revision} if source.revision else {}),
+        **({"variant": source.variant} if source.variant else {}),
+        **absent,
         **family.load_options,
     }
-    arguments = {key: value for key, value in arguments.items() if value is not None or key in family.load_options}
     try:
-        pipeline = getattr(diffusers, class_name).from_pretrained(**arguments)
+        with _quiet():
+            pipeline = getattr(diffusers, class_name).from_pretrained(**arguments)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load {source.model}: {error}") from error
     if dtype is torch.float16 and not pipeline.vae.config.get("force_upcast", True):
         pipeline.vae.to(dtype)
     return family(pipeline, arguments)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the libraries' progress bars and advice while a model loads; both come back."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries: tuple[Any, ...] = (diffusers_logging, transformers_logging)
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, (verbosity, bars) in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
+            if bars:
+                library.enable_progress_bar()

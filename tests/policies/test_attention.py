@@ -1,0 +1,80 @@
+"""Attention through diffusers' dispatcher equals the stock processors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel
+
+from diffalign.errors import MissingExtra, UserError
+from diffalign.policies.attention import DispatchedAttention, dispatch_attention, set_attention_backend
+from tests.factories import image_batch, tiny_policy, vae
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3"])
+def test_dispatched_attention_equals_stock(family: str) -> None:
+    policy = tiny_policy(family, lora=True)
+    batch = image_batch(policy)
+    timesteps = policy.process.timestep_at(torch.tensor([10, 500, 10, 500]))
+    stock = policy.predict(batch.latents, timesteps, batch.condition)
+    dispatch_attention(policy.module, "native")
+    ours = policy.predict(batch.latents, timesteps, batch.condition)
+    torch.testing.assert_close(ours, stock)
+    ours.square().mean().backward()
+    assert all(p.grad is not None for p in policy.adapters.parameters())
+
+
+def test_normalised_and_dual_attention_of_sd35() -> None:
+    torch.manual_seed(0)
+    model = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        caption_projection_dim=16,
+        pooled_projection_dim=8,
+        out_channels=4,
+        pos_embed_max_size=8,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    inputs = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 8), torch.randn(2, 8), torch.tensor([10.0, 500.0])
+    with torch.no_grad():
+        stock = model(*inputs).sample
+        dispatch_attention(model, "native")
+        assert all(isinstance(p, DispatchedAttention) for p in model.attn_processors.values())
+        torch.testing.assert_close(model(*inputs).sample, stock)
+
+
+def test_sdpa_leaves_the_model_alone() -> None:
+    module = tiny_policy("sd").module
+    before = dict(module.attn_processors)
+    set_attention_backend(module, "sdpa")
+    assert module.attn_processors == before
+
+
+def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = torch.nn.Identity()
+    with pytest.raises(UserError, match="did you mean 'xformers'"):
+        set_attention_backend(module, "xformer")  # type: ignore[arg-type]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="needs a GPU"):
+        set_attention_backend(module, "flex")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"diffalign\[xformers\]"):
+        set_attention_backend(module, "xformers")
+    with pytest.raises(UserError, match="flash-attn"):
+        set_attention_backend(module, "flash")
+
+
+def test_layers_with_norms_inside_are_refused() -> None:
+    with pytest.raises(UserError, match="use sdpa"):
+        dispatch_attention(vae(), "native")
+
+
+def test_masks_are_refused() -> None:
+    with pytest.raises(ValueError, match="no mask"):
+        DispatchedAttention("native")(None, torch.zeros(1, 1, 1), attention_mask=torch.ones(1))
