@@ -7,9 +7,8 @@ their flags change, so gradients keep working whatever the order of passes, and 
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -20,6 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from diffalign.errors import UserError, unknown
+from diffalign.policies.fingerprint import fingerprint
 
 DEFAULT_ADAPTER = "default"
 """Name of the adapter that a run trains unless its method asks for others."""
@@ -282,21 +282,3 @@ class AdapterBank:
     def _require(self, name: str) -> None:
         if name not in self._settings:
             raise unknown("adapter", name, self._settings)
-
-
-def fingerprint(tensors: Iterable[tuple[str, Tensor]], salt: str = "", max_values: int = 0) -> str:
-    """Hash named tensors to 16 hexadecimal digits, the same on every device.
-
-    Args:
-        tensors: names and values.
-        salt: further text to hash.
-        max_values: read only so many evenly spaced values of each tensor; 0 for all.
-    """
-    digest = hashlib.sha256(salt.encode())
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        values = tensor.detach().reshape(-1)
-        if max_values and values.numel() > max_values:
-            values = values[:: -(-values.numel() // max_values)]
-        digest.update(values.contiguous().cpu().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

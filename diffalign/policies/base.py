@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from diffalign.batch import Condition
 from diffalign.diffusion.process import NoiseProcess
 from diffalign.errors import UserError
-from diffalign.policies.adapters import AdapterBank, fingerprint
+from diffalign.policies.adapters import AdapterBank
+from diffalign.policies.fingerprint import fingerprint
 
 
 class BasePolicy(ABC):

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from diffalign.batch import Condition
 from diffalign.diffusion.process import process_from_scheduler
 from diffalign.errors import UserError
-from diffalign.policies.adapters import DEFAULT_ADAPTER, fingerprint
+from diffalign.policies.adapters import DEFAULT_ADAPTER
 from diffalign.policies.base import Policy
 from diffalign.policies.codec import LatentCodec
+from diffalign.policies.fingerprint import fingerprint
 from diffalign.policies.saving import save_lora, save_pipeline
 
 

@@ -14,7 +14,6 @@ from diffalign.bundled import bundled_path, is_bundled
 from diffalign.errors import UserError, nearest
 from diffalign.policies.adapters import START_ADAPTER
 from diffalign.policies.attention import AttentionBackend, set_attention_backend
-from diffalign.policies.base import Policy
 from diffalign.policies.components import PipelinePolicy
 from diffalign.policies.saving import lora_path, read_lora, read_lora_metadata
 from diffalign.policies.sd3 import SD3Policy
@@ -53,7 +52,7 @@ def load_policy(
     gradient_checkpointing: bool = False,
     vae_slicing: bool = False,
     allow_pickle: bool = False,
-) -> Policy:
+) -> PipelinePolicy:
     """Load a text-to-image model as a policy; all its weights are frozen.
 
     Args:

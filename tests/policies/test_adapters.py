@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from diffalign.batch import ImageBatch
 from diffalign.errors import UserError
-from diffalign.policies.adapters import AdapterBank, LoraSettings, fingerprint
+from diffalign.policies.adapters import AdapterBank, LoraSettings
 from diffalign.policies.base import Policy
+from diffalign.policies.fingerprint import fingerprint
 from tests.factories import ToyPolicy, image_batch, tiny_policy
 
 FAMILIES = ("sd", "sdxl", "sd3")
