@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffalign.errors import UserError
@@ -121,9 +121,12 @@ def test_unsaveable_state_is_named(tmp_path: Path) -> None:
 
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
-TREES = st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
+TREES = st.recursive(
+    PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=8
+)
 
 
+@settings(deadline=None, max_examples=30)
 @given(TREES)
 def test_plain_values_survive_json(tree: Any) -> None:
     packed, tensors = pack(tree)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffalign.errors import UserError
@@ -40,6 +40,7 @@ def test_schedules(name: str) -> None:
         assert curve[4:] == sorted(curve[4:], reverse=True)
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.integers(1, 64), st.integers(1, 8))
 def test_the_schedule_does_not_know_the_number_of_processes(share: int, world: int) -> None:
     """Same global batch, same optimizer steps, hence the same curve: nothing else enters."""

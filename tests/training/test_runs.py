@@ -1,0 +1,156 @@
+"""Whole runs from options, on tiny pipelines of the real classes: Python call, command line, two processes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+import diffalign
+from diffalign.errors import UserError
+from diffalign.training.trackers import METRICS_FILE
+from tests.factories import save_tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+LORA = "pytorch_lora_weights.safetensors"
+R01 = {"loss", "logit", "implicit_accuracy", "winner_margin", "loser_margin", "grad_norm", "effective_weight"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    save_tiny("sd", folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Five pairs: a global batch of four leaves one for the last step of an epoch."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pairs")
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(5):
+        names = [f"{index}-{side}.png" for side in ("good", "bad")]
+        for name in names:
+            Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / name)
+        rows.append({"id": str(index), "prompt": f"a {index}", "images": names, "winner": 0})
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "pairs.jsonl")
+
+
+def options(model: str, folder: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "pretrained_model_name_or_path": model,
+        "output_dir": str(folder),
+        "rank": 2,
+        "train_batch_size": 2,
+        "global_batch_pairs": 4,
+        "max_train_steps": 4,
+        "learning_rate": 1e-2,
+        "num_validation_images": 1,
+        "num_inference_steps": 1,
+        **changes,
+    }
+
+
+def train(data: str, model: str, folder: Path, method: str = "diffusion_dpo", **changes: Any) -> Any:
+    console = Console(file=io.StringIO(), width=200)
+    result = diffalign.train(data, method=method, console=console, **options(model, folder, **changes))
+    return result, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
+
+
+def test_a_run_from_python(model: str, pairs: str, tmp_path: Path) -> None:
+    result, said = train(pairs, model, tmp_path / "run")
+    lines = curve(result.folder)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert lines[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)  # policy and reference are the same at the start
+    assert lines[0]["implicit_accuracy"] == 0.5
+    assert all(line.keys() >= R01 for line in lines)
+    assert lines[-1]["loss"] != lines[0]["loss"]
+    assert "global batch 4 = micro batch 2 x accumulation 2 x 1 process" in said
+    assert "5 examples" in said
+    assert {path.name for path in result.folder.iterdir()} == {
+        "config.yaml", "environment.json", "metrics.jsonl", "validation", "before_after.png", "checkpoints",
+        "README.md", LORA,
+    }  # fmt: skip
+    from diffusers import StableDiffusionPipeline
+
+    StableDiffusionPipeline.from_pretrained(model).load_lora_weights(str(result.folder))
+
+
+def test_interrupted_with_cached_reference_values(model: str, pairs: str, tmp_path: Path) -> None:
+    """What the reference said is part of the checkpoint, so the rest of the run is the same to the bit."""
+    train(pairs, model, tmp_path / "straight", pinned_draws=1, use_ema=True)
+    train(pairs, model, tmp_path / "halves", pinned_draws=1, use_ema=True, max_train_steps=3)
+    result, said = train(
+        pairs, model, tmp_path / "halves", pinned_draws=1, use_ema=True, resume_from_checkpoint="latest"
+    )
+    assert result.steps == 4
+    assert "note: max_train_steps is 4 now, it was 3" in said
+    expected, got = load_file(tmp_path / "straight" / LORA), load_file(tmp_path / "halves" / LORA)
+    assert all(torch.equal(value, got[name]) for name, value in expected.items())
+
+
+def test_resume_with_another_rank_is_refused(model: str, pairs: str, tmp_path: Path) -> None:
+    train(pairs, model, tmp_path / "run", max_train_steps=1)
+    with pytest.raises(UserError, match="its rank is 2, this run's is 4"):
+        train(pairs, model, tmp_path / "run", rank=4, resume_from_checkpoint="latest")
+
+
+def test_full_fine_tuning_saves_a_pipeline(model: str, pairs: str, tmp_path: Path) -> None:
+    result, _ = train(pairs, model, tmp_path / "run", train_mode="full", learning_rate=1e-4, max_train_steps=2)
+    assert curve(result.folder)[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert (result.folder / "model_index.json").is_file()
+
+
+def test_dry_run_writes_nothing(model: str, pairs: str, tmp_path: Path) -> None:
+    result, said = train(pairs, model, tmp_path / "run", dry_run=True)
+    assert result.steps == 0
+    assert not (tmp_path / "run").exists()
+    assert "estimated memory of one device" in said
+    assert "activations" in said
+
+
+def test_contradicting_batch_options(model: str, pairs: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="leave one of them out"):
+        train(pairs, model, tmp_path / "run", gradient_accumulation_steps=3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_micro_batches_do_not_change_the_curve(model: str, pairs: str, tmp_path: Path) -> None:
+    whole, _ = train(pairs, model, tmp_path / "whole", train_batch_size=4)
+    split, _ = train(pairs, model, tmp_path / "split", train_batch_size=1, max_rows_per_forward=1)
+    for a, b in zip(curve(whole.folder), curve(split.folder), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+def test_two_processes_have_the_curve_of_one(model: str, pairs: str, tmp_path: Path) -> None:
+    """As a user starts them; losses agree to 1e-4, which is what float32 sums in another order leave."""
+    train(pairs, model, tmp_path / "one")
+    flags = [f"--{name}={value}" for name, value in options(model, tmp_path / "two", dataset_name=pairs).items()]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command += [str(ROOT / "train_scripts" / "train.py"), "--method", "diffusion_dpo", *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "micro batch 2 x accumulation 1 x 2 processes" in done.stdout
+    for a, b in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
