@@ -30,7 +30,6 @@ from torch import Tensor
 from diffalign.batch import Batch
 
 if TYPE_CHECKING:
-    from diffalign.policies.base import BasePolicy
     from diffalign.references import Reference
 
 DataKind = Literal[
@@ -59,8 +58,8 @@ class Spec:
         data: the kind of examples it eats.
         modality: what the policy must be able to do.
         needs_reference: frozen values are asked of ``ctx.reference``.
-        moving_reference: the reference, or where it is evaluated, changes during the run even if noise and timesteps are
-            pinned, so its values must never be cached.
+        moving_reference: the reference, or where it is evaluated, changes during the run even if noise and timesteps
+            are pinned, so its values must never be cached.
         needs_reward: ``None``, a black-box reward, or one that images can be differentiated through.
         trains: "policy" (adapters or weights of the policy) or "own" (what :meth:`Strategy.parameters` returns).
         statistics: scope over which :meth:`Strategy.statistics` is taken: never, one micro-batch, or the whole update.
@@ -86,7 +85,7 @@ class Context:
     """Everything a strategy may touch besides its batch.
 
     Args:
-        policy: the model under training.
+        policy: the model under training, a ``policies.base.Policy`` or its sibling for text, as the modality says.
         reference: gives frozen values; see :mod:`diffalign.references`.
         device: where tensors of the step live.
         seed: the run's seed; per-example seeds in batches derive from it.
@@ -99,7 +98,7 @@ class Context:
         max_rows: largest number of rows in one forward pass with a graph; 0 means no limit.
     """
 
-    policy: BasePolicy
+    policy: Any
     reference: Reference | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0

@@ -126,7 +126,9 @@ class SmPO(Strategy):
         scores = batch.fields.get("scores")
         if scores is None:
             scores = torch.full((batch.size, 2), torch.nan)
-        weight = label_weight(winner_probability(*scores.T, config.score_low, config.score_high), config.gamma)
+        score_w, score_l = scores.unbind(dim=1)
+        probability = winner_probability(score_w, score_l, config.score_low, config.score_high)
+        weight = label_weight(probability, config.gamma)
         if config.unscored == "decided":
             return torch.where(weight.isfinite(), weight, 1.0)
         if not scores.isfinite().all():

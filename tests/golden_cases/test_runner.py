@@ -1,0 +1,117 @@
+"""The golden runner itself: cases that are wrong, unknown or unreadable fail, and each is one item."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.golden_cases.base import GoldenCase, compare
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORD: dict[str, Any] = json.loads((ROOT / "tests/golden/diffusion_dpo.json").read_text())["cases"][0]
+
+
+def planted(**changes: Any) -> dict[str, Any]:
+    """The first case of Diffusion-DPO under another name, with parts of its records replaced."""
+    record = copy.deepcopy(RECORD)
+    for part, values in changes.items():
+        if isinstance(values, dict):
+            record[part].update(values)
+        else:
+            record[part] = values
+    return record
+
+
+PLANTED = {
+    "right": planted(),
+    "wrong_number": planted(expected={"loss": RECORD["expected"]["loss"] * 1.001}),
+    "wrong_input": planted(params={"beta_dpo": 2001.0}),
+    "wrong_shape": planted(expected={"inside_term": RECORD["expected"]["inside_term"][:2]}),
+    "unknown_parameter": planted(params={"gamma": 1.0}),
+    "unknown_input": planted(inputs={"mask": [1.0]}),
+    "unknown_text": planted(params={"method": "dpo2"}),
+    "unknown_dtype": planted(params={"dtype": "torch.int8"}),
+    "unknown_expectation": planted(expected={"accuracy": 1.0}),
+    "unknown_key_of_a_case": planted(weight=1.0),
+}
+
+
+class Verdicts:
+    """Collects the outcome of each item by its id."""
+
+    def __init__(self) -> None:
+        self.passed: dict[str, bool] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            self.passed[report.nodeid.partition("[")[2].rstrip("]")] = report.passed
+
+
+def test_each_case_is_one_item_and_only_right_ones_pass(tmp_path: Path) -> None:
+    cases = [{**record, "name": name} for name, record in PLANTED.items()]
+    (tmp_path / "diffusion_dpo.json").write_text(json.dumps({"cases": cases}))
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "unheard_of.json").write_text(json.dumps({"cases": [{**RECORD, "name": "any"}]}))
+    (tmp_path / "mapo.json").write_text("{")
+    verdicts = Verdicts()
+    runner = str(ROOT / "tests/test_golden.py")
+    code = pytest.main([runner, "--golden", str(tmp_path), "-p", "no:cacheprovider"], plugins=[verdicts])
+    assert code == pytest.ExitCode.TESTS_FAILED
+    expected = {f"diffusion_dpo.json::{name}": name == "right" for name in PLANTED}
+    expected |= {"deep/unheard_of.json::any": False, "mapo.json::unreadable": False}
+    assert verdicts.passed == expected
+
+
+def test_a_folder_without_files_is_a_mistake_in_the_call(tmp_path: Path) -> None:
+    code = pytest.main([str(ROOT / "tests/test_golden.py"), "--golden", str(tmp_path), "-p", "no:cacheprovider"])
+    assert code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED)
+
+
+@pytest.mark.parametrize(
+    ("got", "want"),
+    [
+        (torch.tensor([1.0, 2.0]), [1, 2]),
+        (torch.tensor(3), 3.0),
+        ({"a": torch.tensor([0.5]), "b": "text"}, {"a": [0.5], "b": "text"}),
+        ([{"x": 1}, {"x": 2}], [{"x": 1.000001}, {"x": 2}]),
+        (True, True),
+        (None, None),
+        (float("inf"), float("inf")),
+    ],
+)
+def test_equal_values(got: Any, want: Any) -> None:
+    compare(got, want, 1e-5, "value")
+
+
+@pytest.mark.parametrize(
+    ("got", "want"),
+    [
+        (torch.tensor([1.0, 2.0]), [[1, 2]]),
+        (torch.tensor([1.0]), 1.0),
+        (1.0, [1.0]),
+        (float("nan"), 1.0),
+        (1.00003, 1.0),
+        ({"a": 1}, {"a": 1, "b": 2}),
+        ({"a": 1, "b": 2}, {"a": 1}),
+        (True, 1.0),
+        (1, True),
+        ("text", "test"),
+        ("ab", ["a", "b"]),
+        (0.0, None),
+    ],
+)
+def test_different_values(got: Any, want: Any) -> None:
+    with pytest.raises(AssertionError, match="value"):
+        compare(got, want, 1e-5, "value")
+
+
+def test_inputs_are_double_unless_the_case_says_otherwise() -> None:
+    assert GoldenCase.of("f", RECORD).tensor("target").dtype == torch.float64
+    single = GoldenCase.of("f", planted(params={"dtype": "torch.float32"}))
+    assert single.tensor("target").dtype == torch.float32
+    assert single.integers("target").dtype == torch.long
