@@ -28,6 +28,8 @@ from diffalign.errors import UserError, unknown
 LevelMatching = Literal["exact", "official"]
 StepNoise = Callable[[int], Tensor]
 """(index of the move) -> (rows, channels, ...) standard normal noise."""
+PredictRows = Callable[[Tensor], Predictor]
+"""(indices of rows) -> the predictor for the latents of those rows."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ def invert_to(
     eta: float = 0.0,
     generator: torch.Generator | None = None,
     step_noise: StepNoise | None = None,
+    predict_rows: PredictRows | None = None,
 ) -> Tensor:
     """Invert clean latents up to a timestep of each row's own.
 
@@ -153,6 +156,7 @@ def invert_to(
         eta: share of the sampler's randomness added after each move (InPO: 0.1).
         generator: draws that randomness.
         step_noise: gives that randomness instead, where it must not depend on the batch.
+        predict_rows: the same network for some rows; rows that have arrived are then no longer evaluated.
 
     Returns:
         (rows, channels, ...) noisy latents, float32 or float64, no graph.
@@ -166,7 +170,13 @@ def invert_to(
         raise unknown("level matching", level_matching, get_args(LevelMatching))
     build = exact_ladder if level_matching == "exact" else official_ladder
     for index, rung in enumerate(build(process, timesteps, num_steps)):
-        climbed, _ = climb(predict, process, latents, rung, refinement)
+        rows = rung.active.nonzero()[:, 0]
+        if predict_rows is None or len(rows) == len(latents):
+            climbed, _ = climb(predict, process, latents, rung, refinement)
+        else:
+            here = rows.to(latents.device)
+            part, _ = climb(predict_rows(here), process, latents[here], rung.select(rows), refinement)
+            climbed = latents.to(part).index_copy(0, here, part)
         if eta > 0:
             noise = step_noise(index) if step_noise else _draw(latents, generator)
             std = ddim_std(rung.destination, rung.source, eta)

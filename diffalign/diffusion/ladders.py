@@ -32,6 +32,10 @@ class Rung(NamedTuple):
     destination: Level
     active: Tensor
 
+    def select(self, rows: Tensor) -> Rung:
+        """Return the given rows."""
+        return Rung(self.labels[rows], self.source.select(rows), self.destination.select(rows), self.active[rows])
+
 
 def sampling_ladder(process: NoiseProcess, rows: int, num_steps: int, label: Label = "destination") -> list[Rung]:
     """Return the sampler's own moves, backwards: what inverts a sampled image."""

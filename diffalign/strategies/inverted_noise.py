@@ -76,10 +76,12 @@ class InvertedNoise:
         return Noised(noisy, timesteps, process.from_x0_epsilon(batch.latents, noise, level), batch.condition)
 
     def _invert(self, ctx: Context, batch: ImageBatch, timesteps: Tensor) -> Tensor:
+        condition = batch.condition
+
         def by(policy: Policy) -> Tensor:
             with policy.inference():
                 return invert_to(
-                    guided(policy.predict, batch.condition),
+                    guided(policy.predict, condition),
                     policy.process,
                     batch.latents,
                     timesteps,
@@ -88,6 +90,7 @@ class InvertedNoise:
                     refinement=self.refinement,
                     eta=self.eta,
                     step_noise=(lambda move: self.step_noise(ctx, batch, move)) if self.eta else None,
+                    predict_rows=lambda rows: guided(policy.predict, condition.select(rows)),
                 )
 
         if self.inverter == "policy":

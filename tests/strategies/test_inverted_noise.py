@@ -17,6 +17,7 @@ from diffalign.strategies.inpo import InPO, InPOConfig
 from diffalign.strategies.inverted_noise import InvertedNoise
 from diffalign.strategies.pair_kernel import DenoisingKernel, fresh_noise
 from diffalign.strategies.smpo import TWO_PREDICTIONS, SmPO, SmPOConfig, label_weight, winner_probability
+from tests.battery.methods import select
 from tests.factories import ToyPolicy
 from tests.strategies.support import context, examples, image_batch, moved_policy, numbers, objective, step, terms
 
@@ -59,6 +60,24 @@ def test_randomness_follows_the_seeds():
     assert torch.equal(still(ctx, batch).latents, still(ctx, other).latents)
     assert torch.equal(noisy(ctx, batch).latents, noisy(ctx, batch).latents)
     assert not torch.allclose(noisy(ctx, batch).latents, noisy(ctx, other).latents)
+
+
+@pytest.mark.parametrize(("matching", "evaluated"), [("exact", [6, 4, 2]), ("official", [6, 6, 4, 2])])
+def test_images_that_have_arrived_are_not_evaluated_again(matching, evaluated):
+    policy, rows = moved_policy(), []
+    batch = image_batch(policy, examples=3)
+    predict = policy.predict
+    policy.predict = lambda *inputs: (rows.append(len(inputs[0])), predict(*inputs))[1]
+    stops = torch.tensor([150, 550, 350])
+    together = InvertedNoise(5, matching, timesteps=lambda ctx, batch: stops)(context(policy), batch)
+    assert rows == evaluated
+    alone = torch.cat([_alone(policy, batch, matching, row, stops) for row in (0, 1, 2)])
+    assert_close(together.latents, alone.view(3, 2, *alone.shape[1:]).transpose(0, 1).flatten(0, 1))
+
+
+def _alone(policy, batch, matching, row, stops):
+    one = InvertedNoise(5, matching, timesteps=lambda ctx, batch: stops[[row]])
+    return one(context(policy), select(batch, [row])).latents
 
 
 def test_official_matching_ends_at_the_next_level_of_its_grid():
