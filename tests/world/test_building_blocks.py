@@ -149,3 +149,8 @@ def test_cards_show_figures():
     assert "| correct | 0.500 |" in cards.table(figures["tiny-sd"])
     assert "tiny-sd | 15 | 5.000 | 0.500 | 0.750" in cards.scores(figures)
     assert cards.table({}) == ""
+    page = cards.with_figures(f"top {cards.MARK} old {cards.MARK} end", {**figures, "vae": {"accepted": 0.9}})
+    assert page.startswith("top ")
+    assert page.endswith(" end")
+    assert "old" not in page
+    assert "| accepted | 0.900 |" in page

@@ -1,4 +1,4 @@
-"""Stage "cards": a README.md in every asset folder, and the table of ``docs/world.md``, from the measured figures."""
+"""Stage "cards": a README.md in every asset folder, and the tables of ``docs/world.md``, from the measured figures."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from train_scripts.world import measure
 from train_scripts.world.workspace import Workspace
 
 TEXTS = Path(__file__).parent / "cards"
+PAGE = Path(__file__).parents[2] / "docs" / "world.md"
+MARK = '<!-- measured: written by the stage "cards" -->'
 REBUILD = "Made by `python -m train_scripts.world.build`; all weights are float16 safetensors. Licence: Apache-2.0."
 
 
@@ -21,6 +23,15 @@ def write(workspace: Workspace) -> None:
         if folder.is_dir():
             parts = [text.read_text(), table(figures.get(text.stem, {})), f"Size: {size(folder)}. {REBUILD}"]
             (folder / "README.md").write_text("\n\n".join(part.strip() for part in parts if part) + "\n")
+    if workspace.out.resolve() == PAGE.parents[1] / "assets":
+        PAGE.write_text(with_figures(PAGE.read_text(), figures))
+
+
+def with_figures(page: str, figures: dict[str, Any]) -> str:
+    """Replace what stands between a page's two marks by the measured tables."""
+    before, _, after = page.split(MARK)
+    others = [f"**{name}**\n\n{table(figures[name])}" for name in figures if name not in measure.SAMPLING]
+    return MARK.join([before, "\n\n" + "\n\n".join([scores(figures), *others]) + "\n\n", after])
 
 
 def table(figures: dict[str, Any]) -> str:

@@ -39,6 +39,7 @@ class SamplePlan:
 
 PROXY = SamplePlan("proxy-samples", "train", 320, 1)
 TRAIN = SamplePlan("train-samples", "train", 800, 0)
+TURBO = SamplePlan("turbo-samples", "train", 600, 2)
 TUNE = SamplePlan("tune-samples", "tune", 64, 0)
 
 

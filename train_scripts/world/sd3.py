@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -96,6 +98,7 @@ def train(workspace: Workspace) -> None:
 def export(workspace: Workspace) -> None:
     """Write the pipeline in float16."""
     folder = workspace.folder("sd3")
+    absent: Any = None
     pipeline = StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel.from_pretrained(folder / "transformer"),
         scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0),
@@ -104,7 +107,7 @@ def export(workspace: Workspace) -> None:
         tokenizer=build_tokenizer(),
         text_encoder_2=CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2"),
         tokenizer_2=build_tokenizer(),
-        text_encoder_3=None,
-        tokenizer_3=None,
+        text_encoder_3=absent,
+        tokenizer_3=absent,
     )
     pipeline.to(torch.float16).save_pretrained(workspace.out / NAME)

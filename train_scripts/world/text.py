@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import Any
 
 from transformers import CLIPTextConfig, CLIPTokenizer
 
@@ -20,7 +21,7 @@ def build_tokenizer() -> CLIPTokenizer:
 
     Other text still has tokens, down to single characters.
     """
-    merges = learn_merges(vocabulary())
+    merges: Any = learn_merges(vocabulary())
     tokens = [*_alphabet(), *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
     ids = {token: index for index, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=MAX_LENGTH)

@@ -1,8 +1,8 @@
 """Stage "turbo": tiny-sd-turbo, which draws in one step what tiny-sd draws in fifteen with guidance.
 
-The student learns the teacher's map from initial noise and caption to the final picture, by regression on the samples
-that the preference data needed anyway. It predicts v, not epsilon: at the noisiest level the clean latent could only be
-read from epsilon through a division by 0.07.
+The student learns the teacher's map from initial noise and caption to the final picture, by regression on samples;
+those of the preference data are among them. It predicts v, not epsilon: at the noisiest level the clean latent could
+only be read from epsilon through a division by 0.07.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def train(workspace: Workspace) -> None:
 def teacher_map(workspace: Workspace) -> tuple[Tensor, Tensor, Tensor]:
     """Return the teacher's samples: initial noise and final scaled latents (n, 4, 16, 16), and caption states."""
     vae = AutoencoderKL.from_pretrained(workspace.folder("vae"))
-    drawn = [samples.load(workspace, plan) for plan in (samples.TRAIN, samples.PROXY)]
+    drawn = [samples.load(workspace, plan) for plan in (samples.TRAIN, samples.TURBO)]
     clean = encode(vae, torch.cat([part.images for part in drawn])) * vae.config.scaling_factor
     seeds = torch.tensor([seed for part in drawn for seed in part.seeds])
     noise = randn_rows(seeds, tuple(clean.shape[1:]), "initial noise", clean.device)

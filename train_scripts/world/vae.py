@@ -7,6 +7,7 @@ slightly disturbed latents, as denoisers give them.
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -62,7 +63,7 @@ def train(workspace: Workspace) -> None:
     vae.save_pretrained(workspace.folder("vae"))
 
 
-def refine_decoder(vae: AutoencoderKL, workspace: Workspace) -> None:
+def refine_decoder(vae: Any, workspace: Workspace) -> None:
     """Train the decoder alone; latents, and thereby everything trained on them, stay as they are."""
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
