@@ -9,11 +9,11 @@ diffalign_setup() {
         "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
             { echo "setup: Python 3.11 or newer is needed; name one with PYTHON=..." >&2; return 1; }
         "${PYTHON:-python3}" -m venv .venv || return 1
-        # Without a GPU the CPU build of torch saves gigabytes; where none is offered the ordinary one is taken.
-        if ! command -v nvidia-smi >/dev/null 2>&1; then
-            .venv/bin/python -m pip install --quiet "torch==2.13.0" || return 1
-        fi
-        .venv/bin/python -m pip install --quiet --editable ".[dev]" || return 1
+        # Without a GPU the CPU build of torch saves gigabytes; where none is offered the ordinary one is taken. It is named
+        # together with the rest, or the newest torchvision would pull in a newest torch.
+        diffalign_torch="torch"
+        command -v nvidia-smi >/dev/null 2>&1 || diffalign_torch="torch==2.13.0"
+        .venv/bin/python -m pip install --quiet "$diffalign_torch" --editable ".[dev]" || return 1
         # A torchvision built for CUDA does not load beside a CPU torch and would break transformers' imports.
         .venv/bin/python -c 'import torchvision' >/dev/null 2>&1 ||
             .venv/bin/python -m pip uninstall --quiet --yes torchvision || return 1
