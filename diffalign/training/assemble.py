@@ -47,7 +47,7 @@ class DryRun:
     def fit(self) -> RunResult:
         """Print the description."""
         for line in self.lines if self.console is not None else ():
-            self.console.print(line, highlight=False, markup=False)  # type: ignore[union-attr]
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)  # type: ignore[union-attr]
         return RunResult(self.folder, 0)
 
 

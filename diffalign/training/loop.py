@@ -289,7 +289,7 @@ class Trainer:
     def _say(self, *lines: str) -> None:
         if self._console is not None:
             for line in lines:
-                self._console.print(line, highlight=False, markup=False)
+                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _falls_on(interval: int, step: int) -> bool:

@@ -77,7 +77,7 @@ class ProgressDisplay:
             if text:
                 self._bar.update(self._task, text=text)
         elif self._console is not None and text and (step % self._every == 0 or step in (1, self._total)):
-            self._console.print(f"step {step}/{self._total}  {text}", highlight=False)
+            self._console.print(f"step {step}/{self._total}  {text}", highlight=False, soft_wrap=True)
 
     def forecast(self, watch: Stopwatch, examples: float, seconds: float, steps_left: int) -> None:
         """After the warm-up: measured speed, hours to go, peak memory, and where the time goes."""
@@ -89,4 +89,5 @@ class ProgressDisplay:
             f"measured over {WARM_UP} steps: {examples / seconds:.3g} examples/s, about "
             f"{left / 3600:.2g} h to go, peak memory {peak_memory_bytes(self._device) / 2**30:.2f} GiB; time: {shares}",
             highlight=False,
+            soft_wrap=True,
         )

@@ -69,4 +69,5 @@ def print_table(summary: Mapping[str, Any], console: Console | None) -> None:
         f"win rate over the start by {rate['reward']}: {rate['value']:.3f} (95 % interval {rate['low']:.3f} to "
         f"{rate['high']:.3f})",
         highlight=False,
+        soft_wrap=True,
     )
