@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -174,7 +175,7 @@ def _load_pipeline(source: Source, dtype: torch.dtype, allow_pickle: bool) -> Pi
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the libraries' progress bars and advice while a model loads; both come back."""
+    """Hide the libraries' progress bars, advice and deprecations while a model loads; all come back."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -184,7 +185,9 @@ def _quiet() -> Iterator[None]:
         library.set_verbosity_error()
         library.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # diffusers renames torch_dtype; old versions know no other
+            yield
     finally:
         for library, (verbosity, bars) in zip(libraries, before, strict=True):
             library.set_verbosity(verbosity)
