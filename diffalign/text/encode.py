@@ -66,9 +66,9 @@ class TextEncoder:
                     f"example {example.id}: a completion has more tokens than fit beside one of its prompt into "
                     f"{self.max_length}: leave it out, or choose a model with a longer context"
                 )
-        rows = [example_rows[block] for block in range(len(tokenized[0])) for example_rows in tokenized]
+        in_blocks = [rows[block] for block in range(len(tokenized[0])) for rows in tokenized]
         device = self._policy.device
-        tensors = {name: value.to(device) for name, value in self._padded(rows).items()}
+        tensors = {name: value.to(device) for name, value in self._padded(in_blocks).items()}
         return TextBatch(
             ids=[example.id for example in examples],
             seeds=micro.seeds,

@@ -81,8 +81,10 @@ class PairLogProbs:
         lengths = mask.sum(dim=1)
         if tokens_per_pair is None:
             tokens_per_pair = lengths.chunk(2)[0].mean()
-        parts = (part for value in (policy, reference, lengths.clamp(min=1)) for part in value.chunk(2))
-        return PairLogProbs(*parts, tokens_per_pair.to(policy.dtype))
+        (policy_w, policy_l), (reference_w, reference_l) = policy.chunk(2), reference.chunk(2)
+        length_w, length_l = lengths.clamp(min=1).chunk(2)
+        per_pair = tokens_per_pair.to(policy.dtype)
+        return PairLogProbs(policy_w, policy_l, reference_w, reference_l, length_w, length_l, per_pair)
 
     @property
     def ratio_w(self) -> Tensor:

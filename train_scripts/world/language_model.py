@@ -54,7 +54,7 @@ def make_tokenizer() -> Any:
     return tokenizer
 
 
-def make_model(vocab_size: int, pad: int, eos: int) -> nn.Module:
+def make_model(vocab_size: int, pad: int, eos: int) -> Any:
     """Build a Llama of about 0.65 million weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -229,10 +229,10 @@ def write_cards(out: Path, figures: dict[str, Any]) -> None:
     """Write a README into both folders."""
     test = figures["test"]
     (out / "tiny-writer" / "README.md").write_text(
-        "# tiny-writer\n\nA Llama of 0.64 million weights that answers a request such as `red circle , blue star :` by "
-        "a caption of the bundled world. Trained from nothing by `train_scripts/world/language_model.py` on a corpus "
-        f"in which {CARELESS:.0%} of the captions have a mistake, so that preference training has something to mend. At "
-        f"temperature 1 its caption is right for {test['reward']:.1%} of the test requests (mean graded reward "
+        "# tiny-writer\n\nA Llama of 0.64 million weights that answers a request such as `red circle , blue star :` "
+        "by a caption of the bundled world. Trained by `train_scripts/world/language_model.py` on a corpus in "
+        f"which {CARELESS:.0%} of the captions have a mistake, so that preference training has something to mend. "
+        f"At temperature 1 its caption is right for {test['reward']:.1%} of the test requests (mean graded reward "
         f"{test['graded']:.3f}); a parser judges.\n"
     )
     rows = "\n".join(f"| {s} | {PROMPTS[s]} | {figures[s]['pairs']} | {figures[s]['reward']:.3f} |" for s in PROMPTS)
