@@ -6,7 +6,7 @@ import inspect
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 
 from docstring_parser import parse
 from jsonargparse import ArgumentParser
@@ -68,12 +68,18 @@ def section(method: Method) -> list[str]:
     lines += [f"- Official code: {facts['repository']}"] if facts["repository"] else []
     lines += [f"- Data: {facts['data']} ({facts['modality']}); needs: {facts['needs']}", ""]
     lines += ["```text", inspect.cleandoc(module.__doc__ or "") if module else "", "```", ""]
-    described = {p.arg_name: p.description or "" for p in parse(method.strategy.Config.__doc__ or "").params}
+    described = option_texts(method.strategy.Config)
     lines += ["| option | default | meaning |", "| --- | --- | --- |"]
     for f in fields(method.strategy.Config):
         meaning = " ".join(described.get(f.name, "").split()).replace("|", "\\|")
         lines.append(f"| `--{f.name}` | `{f.default}` | {meaning} |")
     return [*lines, ""]
+
+
+def option_texts(config: type) -> dict[str, str]:
+    """Return option -> its line in the docstring of the configuration, or of the one that it is inherited from."""
+    documents = [parse(owner.__doc__ or "") for owner in reversed(config.__mro__) if is_dataclass(owner)]
+    return {param.arg_name: param.description or "" for document in documents for param in document.params}
 
 
 def methods_command(argv: Sequence[str]) -> int:
