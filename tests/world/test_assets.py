@@ -45,7 +45,7 @@ def test_every_asset_has_a_card(name):
 def test_stock_pipelines_load_and_draw(name):
     from diffusers import DiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(bundled_path(name), torch_dtype=torch.float32)
+    pipeline = DiffusionPipeline.from_pretrained(bundled_path(name))
     pipeline.set_progress_bar_config(disable=True)
     steps, guidance = (1, 0.0) if name.endswith("turbo") else (2, 4.0)
     picture = pipeline(
@@ -67,7 +67,7 @@ def test_latents_have_unit_deviation_and_decoding_keeps_the_truth():
     from train_scripts.world.pictures import rendered, to_pictures
     from train_scripts.world.vae import decode, encode
 
-    vae = AutoencoderKL.from_pretrained(bundled_path("tiny-sd") / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(bundled_path("tiny-sd") / "vae")
     records, images = rendered(64, random.Random("test"))
     latents = encode(vae, images)
     assert (latents * vae.config.scaling_factor).std().item() == pytest.approx(1, abs=0.05)

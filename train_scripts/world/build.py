@@ -1,7 +1,7 @@
 """Rebuild the bundled world from nothing: ``python -m train_scripts.world.build --out assets``.
 
 Stages run in order; finished ones are skipped, and one that was stopped continues where it was. On two CPU cores the
-whole takes a few hours. ``--effort 0.002`` tries everything in minutes, with worthless weights.
+whole takes a few hours. ``--effort 0.01`` tries everything in minutes, with worthless weights.
 """
 
 from __future__ import annotations

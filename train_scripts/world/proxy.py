@@ -27,6 +27,7 @@ from diffalign.world.grammar import COLORS, SHAPES, PromptRecord, draw_prompt
 from diffalign.world.render import SIDE, Placed, arrange, draw_scene, render
 from diffalign.world.verifier import verify
 from train_scripts.world import samples
+from train_scripts.world.export import save_half
 from train_scripts.world.fitting import FitSettings, fit
 from train_scripts.world.pictures import to_pictures, to_tensor
 from train_scripts.world.spoiled import Picture, spoil_meaning, spoil_picture
@@ -34,7 +35,7 @@ from train_scripts.world.text import build_tokenizer, text_config
 from train_scripts.world.workspace import Workspace
 
 NAME = "tiny-pickscore"
-CONTRASTIVE = FitSettings(steps=900, learning_rate=1e-3, warmup=60, ema_decay=0.99, seed=5)
+CONTRASTIVE = FitSettings(steps=1350, learning_rate=1e-3, warmup=60, ema_decay=0.99, seed=5)
 PAIRS = FitSettings(steps=300, learning_rate=2e-4, warmup=30, ema_decay=0.99, seed=6)
 CAPTIONS = 32
 SAMPLED, RENDERED = 32, 12
@@ -201,7 +202,7 @@ def decided_pairs(drawn: samples.SampleSet, held_out: float = 0.15) -> tuple[lis
 def export(workspace: Workspace) -> None:
     """Write model (float16), tokenizer and image processor as PickScore's loader expects them."""
     folder = workspace.out / NAME
-    CLIPModel.from_pretrained(workspace.folder("proxy-pairs")).half().save_pretrained(folder)
+    save_half(CLIPModel.from_pretrained(workspace.folder("proxy-pairs")), folder)
     build_tokenizer().save_pretrained(folder)
     CLIPImageProcessor(
         size={"shortest_edge": SIDE},

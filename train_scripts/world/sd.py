@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -15,6 +14,7 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from train_scripts.world import latents
+from train_scripts.world.export import save_half
 from train_scripts.world.fitting import FitSettings, fit
 from train_scripts.world.text import build_tokenizer, text_config
 from train_scripts.world.workspace import Workspace
@@ -151,4 +151,4 @@ def export_pipeline(
         feature_extractor=absent,
         requires_safety_checker=False,
     )
-    pipeline.to(torch.float16).save_pretrained(workspace.out / name)
+    save_half(pipeline, workspace.out / name)

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
 from train_scripts.world import latents
+from train_scripts.world.export import save_half
 from train_scripts.world.fitting import FitSettings, fit
 from train_scripts.world.text import build_tokenizer, text_config
 from train_scripts.world.workspace import Workspace
@@ -110,4 +111,4 @@ def export(workspace: Workspace) -> None:
         text_encoder_3=absent,
         tokenizer_3=absent,
     )
-    pipeline.to(torch.float16).save_pretrained(workspace.out / NAME)
+    save_half(pipeline, workspace.out / NAME)
