@@ -8,7 +8,7 @@ from pathlib import Path
 # Tiny tensors lose more to handing work to threads than they gain; must be said before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
+import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
