@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
+from diffalign.bundled import is_bundled
 from diffalign.rewards.base import Reward
+from diffalign.rewards.registry import LoadOptions, get_scorer
 
 
-def load_reward(name: str, device: str | torch.device = "cpu") -> Reward:
-    """Load a reward.
+def load_reward(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Reward:
+    """Load one reward; for several, with weights, see :func:`diffalign.rewards.compose.compose`.
 
     Args:
-        name: "verifier" or "graded" (the exact verifier of the bundled world), else a PickScore-like CLIP model by
-            bundled name, local folder or hub name.
+        name: a registered scorer ("pickscore", "verifier", ...), "NAME@SOURCE" for one with other weights, or a
+            PickScore-like CLIP model by bundled name, local folder or hub name.
         device: where its network runs.
+        dtype: how its network runs.
 
     Raises:
         UserError: if there is no such reward.
     """
-    if name in ("verifier", "graded"):
-        from diffalign.rewards.verifier import Verifier
-
-        return Verifier(graded=name == "graded")
-    from diffalign.rewards.pickscore import PickScore
-
-    return PickScore.load(name, device=device)
+    scorer, _, source = name.partition("@")
+    if not source and (is_bundled(scorer) or "/" in scorer or Path(scorer).is_dir()):
+        scorer, source = "pickscore", name
+    return get_scorer(scorer).load(LoadOptions(source or None, device, dtype))

@@ -17,6 +17,7 @@ from torch import Tensor
 from diffalign.bundled import bundled_path, is_bundled
 from diffalign.rewards.base import Metadata, Reward, RewardInfo
 from diffalign.rewards.preprocess import ClipPreprocess
+from diffalign.rewards.registry import LoadOptions, register
 
 OFFICIAL_WEIGHTS = "yuvalkirstain/PickScore_v1"
 OFFICIAL_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -88,3 +89,8 @@ class PickScore(Reward):
 def projected(features: Any) -> Tensor:
     """Take the projected embedding, whichever form this version of transformers returns it in."""
     return features if isinstance(features, Tensor) else features.pooler_output
+
+
+@register("pickscore", summary="human preference logit of a CLIP ViT-H/14", paper="arXiv 2305.01569")
+def _load(options: LoadOptions) -> Reward:
+    return PickScore.load(options.source or OFFICIAL_WEIGHTS, device=options.device, dtype=options.dtype)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffalign.errors import UserError
 from diffalign.rewards.base import Metadata, Reward, RewardInfo
+from diffalign.rewards.registry import LoadOptions, no_source, register
 
 
 class Verifier(Reward):
@@ -36,3 +37,15 @@ class Verifier(Reward):
         pixels = (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         verdicts = [verify(image, dict(row)) for image, row in zip(pixels, metadata, strict=True)]
         return torch.tensor([v.graded if self.graded else float(v.correct) for v in verdicts])
+
+
+@register("verifier", summary="the bundled world's exact verdict on a caption: all of it, or nothing")
+def _load_strict(options: LoadOptions) -> Reward:
+    no_source("verifier", options)
+    return Verifier()
+
+
+@register("graded", summary="the bundled world's exact verifier: share of what the caption asks for")
+def _load_graded(options: LoadOptions) -> Reward:
+    no_source("graded", options)
+    return Verifier(graded=True)

@@ -1,0 +1,151 @@
+"""Several rewards as one: ``pickscore:1.0,hpsv2:5.0,clip@folder:0.01``, or the same as a list in YAML.
+
+An entry is ``NAME[@SOURCE][:WEIGHT]``. YAML (or Python) says more::
+
+    - {name: pickscore, weight: 1.0, reference: 21.0}   # log-sigmoid of the distance to a reference level
+    - {name: hpsv2, weight: 5.0, normalise: true}       # running mean and variance taken out
+    - {name: clip, source: folder, weight: 0.01}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffalign.errors import UserError, unknown
+from diffalign.rewards.base import Reward
+from diffalign.rewards.combine import LogSigmoid, Normalised, WeightedSum
+from diffalign.rewards.loading import load_reward
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """One entry of a composition.
+
+    Args:
+        name: the scorer, or a PickScore-like CLIP model by bundled name, folder or hub name.
+        weight: factor in the sum.
+        source: other weights than the scorer's official ones.
+        normalise: take the running mean and standard deviation of its scores out.
+        reference: apply ``log sigmoid(score - reference)``; for scores on a preference-logit scale.
+    """
+
+    name: str
+    weight: float = 1.0
+    source: str | None = None
+    normalise: bool = False
+    reference: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.normalise and self.reference is not None:
+            raise UserError(f"reward {self.name!r}: give either 'normalise' or 'reference', not both")
+
+    @property
+    def label(self) -> str:
+        """What reports call this entry."""
+        return self.name if self.source is None else f"{self.name}@{self.source}"
+
+
+def parse_rewards(text: str | Sequence[Any]) -> list[RewardSpec]:
+    """Read a composition.
+
+    Args:
+        text: ``NAME[@SOURCE][:WEIGHT]`` separated by commas, the path of a YAML file, or the list that such a file
+            holds (strings and mappings mixed).
+
+    Raises:
+        UserError: for an empty composition, an entry twice, an unknown key or a weight that is not a number.
+    """
+    if isinstance(text, str) and text.endswith((".yaml", ".yml")):
+        text = _read_yaml(Path(text))
+    entries = [part.strip() for part in text.split(",")] if isinstance(text, str) else list(text)
+    specs = [_entry(entry) for entry in entries if entry]
+    if not specs:
+        raise UserError(f"no rewards in {text!r}; write for example 'pickscore:1.0,hpsv2:5.0'")
+    labels = [spec.label for spec in specs]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise UserError(f"rewards given twice: {', '.join(twice)}")
+    return specs
+
+
+def _read_yaml(path: Path) -> list[Any]:
+    import yaml
+
+    if not path.is_file():
+        raise UserError(f"no reward file at {path}")
+    content = yaml.safe_load(path.read_text())
+    content = content.get("rewards") if isinstance(content, Mapping) else content
+    if not isinstance(content, list):
+        raise UserError(f"{path}: expected a list of rewards, or the key 'rewards' with one")
+    return content
+
+
+def _entry(entry: Any) -> RewardSpec:
+    if isinstance(entry, Mapping):
+        known = [field.name for field in fields(RewardSpec)]
+        for key in entry:
+            if key not in known:
+                raise unknown("key of a reward", str(key), known)
+        if "name" not in entry:
+            raise UserError(f"a reward without a name: {dict(entry)}")
+        return RewardSpec(**{**entry, "weight": _number(entry.get("weight", 1.0), str(entry["name"]))})
+    name, colon, weight = str(entry).rpartition(":")
+    # A colon followed by a path belongs to the source (C:\models), not to a weight.
+    if not colon or "/" in weight or "\\" in weight:
+        name, weight = str(entry), "1.0"
+    name, _, source = name.partition("@")
+    if not name:
+        raise UserError(f"a reward without a name: {entry!r}")
+    return RewardSpec(name, _number(weight, name), source or None)
+
+
+def _number(weight: Any, name: str) -> float:
+    try:
+        return float(weight)
+    except (TypeError, ValueError) as problem:
+        raise UserError(f"the weight of reward {name!r} is {weight!r}; expected a number") from problem
+
+
+def load_parts(
+    specs: Sequence[RewardSpec], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> dict[str, Reward]:
+    """Load the rewards of a composition one by one, unweighted and with their transformation: label -> reward."""
+    parts: dict[str, Reward] = {}
+    for spec in specs:
+        reward = load_reward(spec.label, device, dtype)
+        if spec.normalise:
+            reward = Normalised(reward)
+        if spec.reference is not None:
+            reward = LogSigmoid(reward, spec.reference)
+        parts[spec.label] = reward
+    return parts
+
+
+def compose(
+    rewards: str | Sequence[Any], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Reward:
+    """Load a composition as one reward.
+
+    Example::
+
+        reward = compose("tiny-pickscore:1.0,incompressibility:0.1")
+
+    Args:
+        rewards: see :func:`parse_rewards`.
+        device, dtype: where and how networks run.
+
+    Returns:
+        the reward itself where there is one of weight 1, else their weighted sum.
+
+    Raises:
+        UserError: for a mistake in the text or an unknown reward.
+    """
+    specs = parse_rewards(rewards)
+    parts = load_parts(specs, device, dtype)
+    if len(specs) == 1 and specs[0].weight == 1.0:
+        return parts[specs[0].label]
+    return WeightedSum(parts, {spec.label: spec.weight for spec in specs})

@@ -1,0 +1,101 @@
+"""The arithmetic of combining scores; pure functions on tensors."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def log_sigmoid_centred(rewards: Tensor, reference: Tensor | float) -> Tensor:
+    """Log-probability of being better than a reference (Wang et al., arXiv 2402.00742): ``log sigmoid(r - ref)``.
+
+    Far below the reference it is about ``r - ref``; far above it saturates at 0, so that answers good enough already
+    are not pushed further. Only meaningful for rewards on a preference-logit scale.
+
+    Args:
+        rewards: (..., n).
+        reference: broadcast against it.
+    """
+    return F.logsigmoid(rewards - reference)
+
+
+def combine_and(rewards: Tensor, references: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Log-probability of being better than the reference in every property, taken as independent.
+
+    Args:
+        rewards: (properties, n).
+        references: (properties,) or (properties, n).
+        weights: (properties,) importance; all 1 by default.
+
+    Returns:
+        (n,); its ``exp`` is the probability.
+    """
+    if references.dim() == 1:
+        references = references[:, None]
+    transformed = log_sigmoid_centred(rewards, references)
+    return transformed.sum(0) if weights is None else (weights[:, None] * transformed).sum(0)
+
+
+def damped_penalty(penalty: Tensor, disagreement: Tensor, exponent_scale: float = 1.0, weight: float = 1.0) -> Tensor:
+    """Heteroscedastic form of a penalty (Ctrl-U, arXiv 2410.11236): ``penalty * exp(-a U) + w U``.
+
+    Where two looks at one image disagree the penalty counts less; the second term keeps the model from seeking
+    disagreement.
+
+    Args:
+        penalty: non-negative, lower is better.
+        disagreement: U, non-negative, of the same shape.
+        exponent_scale, weight: a and w.
+    """
+    return penalty * torch.exp(-exponent_scale * disagreement) + weight * disagreement
+
+
+def win_rates(scores: Tensor, margin: float = 0.0) -> Tensor:
+    """Share of duels each member of a group wins (Pref-GRPO, arXiv 2508.20751); a tie is half a win.
+
+    Args:
+        scores: (..., group).
+        margin: scores no further apart than this are a tie.
+
+    Returns:
+        (..., group) in [0, 1], mean 1/2; 1/2 for a group of one.
+    """
+    group = scores.shape[-1]
+    if group == 1:
+        return torch.full_like(scores, 0.5)
+    gap = scores[..., :, None] - scores[..., None, :]
+    wins = (gap > margin).to(scores.dtype) + 0.5 * (gap.abs() <= margin).to(scores.dtype)
+    return (wins.sum(-1) - 0.5) / (group - 1)
+
+
+def dominates(scores: Tensor) -> Tensor:
+    """Say who dominates whom: no worse in every reward and better in one.
+
+    Args:
+        scores: (n, rewards), higher is better.
+
+    Returns:
+        (n, n) bool; entry (i, j) is true if i dominates j.
+    """
+    left, right = scores[:, None], scores[None, :]
+    return (left >= right).all(-1) & (left > right).any(-1)
+
+
+def pareto_ranks(scores: Tensor) -> Tensor:
+    """Rank by non-dominated sorting: 0 for the Pareto front (Parrot, arXiv 2401.05675), 1 for the front without it, ...
+
+    Args:
+        scores: (n, rewards), higher is better; no NaN.
+
+    Returns:
+        (n,) int64.
+    """
+    beats = dominates(scores)
+    ranks = torch.full((len(scores),), -1, dtype=torch.long, device=scores.device)
+    rank = 0
+    while (left := ranks < 0).any():
+        front = left & ~(beats & left[:, None]).any(0)
+        ranks[front] = rank
+        rank += 1
+    return ranks

@@ -1,0 +1,38 @@
+"""Rewards and pictures that tests can foretell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diffalign.rewards.base import Metadata, Reward, RewardInfo
+
+
+class Brightness(Reward):
+    """Mean of one channel times a factor."""
+
+    def __init__(self, channel: int = 0, factor: float = 1.0) -> None:
+        self.channel, self.factor = channel, factor
+        self.info = RewardInfo(f"channel{channel}", "mean pixel", (0.0, factor), differentiable=True, licence="MIT")
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
+        return self.factor * images[:, self.channel].mean(dim=(1, 2))
+
+
+def pictures(*colours: tuple[float, float, float], side: int = 4) -> Tensor:
+    """Plain pictures, (n, 3, side, side)."""
+    return torch.tensor(colours).view(-1, 3, 1, 1).expand(-1, -1, side, side).clone()
+
+
+def waves(count: int, height: int, width: int) -> Tensor:
+    """Smooth pictures that all differ, (count, 3, height, width) in [0, 1]."""
+    y, x = torch.arange(height).view(-1, 1) / height, torch.arange(width) / width
+    rows = [
+        torch.sin(2 * math.pi * (x * (c + 1) + y * (i + 1) + 0.1 * c * i)) * 0.4 + 0.5
+        for i in range(count)
+        for c in range(3)
+    ]
+    return torch.stack(rows).view(count, 3, height, width)
