@@ -63,7 +63,8 @@ def section(method: Method) -> list[str]:
     """Return a method's section: facts, its docstring, its options."""
     facts = record(method)
     module = inspect.getmodule(method.strategy)
-    lines = [f"### {method.name}", "", f"{facts['summary'].capitalize()}.", ""]
+    sentence = facts["summary"][:1].upper() + facts["summary"][1:] + "."
+    lines = [f"### {method.name}", "", sentence, ""]
     lines += [f"- Paper: {facts['paper']}"]
     lines += [f"- Official code: {facts['repository']}"] if facts["repository"] else []
     lines += [f"- Data: {facts['data']} ({facts['modality']}); needs: {facts['needs']}", ""]
