@@ -148,7 +148,7 @@ def test_two_processes_have_the_curve_of_one(model: str, pairs: str, tmp_path: P
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     command += [str(ROOT / "train_scripts" / "train.py"), "--method", "diffusion_dpo", *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "micro batch 2 x accumulation 1 x 2 processes" in done.stdout
     for a, b in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
