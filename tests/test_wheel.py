@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from setuptools.dist import Distribution
 
+from diffalign.training.resolve import resolve_defaults
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "diffalign", "assets")
 
@@ -58,7 +60,9 @@ def test_the_wheel_runs_from_another_folder(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
 
     said = _run([sys.executable, "-c", LOOK], elsewhere, environment).split()
-    assert said == [str(target / "diffalign" / "__init__.py"), str(target / "diffalign" / "_assets" / "tiny-sd"), "200"]
+    inside = target / "diffalign"
+    preset = resolve_defaults("diffusion_dpo")["max_train_steps"]
+    assert said == [str(inside / "__init__.py"), str(inside / "_assets" / "tiny-sd"), str(preset)]
 
     command = "import sys; from diffalign.cli import main; sys.exit(main())"
     flags = ["--max_train_steps=2", "--train_batch_size=2", "--evaluation_prompts=0", "--num_validation_images=1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import yaml
 
 from diffalign.errors import UserError
 from diffalign.strategies.registry import get_method
-from diffalign.training.config import ModelOptions, TrainConfig, option_defaults
+from diffalign.training.config import GROUPS, ModelOptions, TrainConfig, option_defaults
+from diffalign.training.option_types import check_types
 
 PRESETS = Path(__file__).resolve().parent.parent / "presets"
 COMMON = "_common"
@@ -49,7 +51,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"no configuration file at {path}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a mapping of options to values, not a {type(values).__name__}")
     return values
@@ -72,10 +74,14 @@ def resolve_config(method: str, options: Mapping[str, Any]) -> TrainConfig:
 
     Args:
         method: the method's name.
-        options: outside name -> value, only those that differ from the defaults.
+        options: outside name -> value, only those that differ from the defaults; paths may be ``Path`` objects.
 
     Raises:
-        UserError: for unknown methods and options, and for contradictions.
+        UserError: for unknown methods and options, values of a wrong type, and contradictions.
     """
+    options = {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in options.items()}
+    own = get_method(method).strategy.Config
+    for part in (own, *GROUPS.values()):
+        check_types(part, options)
     defaults = resolve_defaults(method, options.get("pretrained_model_name_or_path"))
-    return TrainConfig.from_flat(method, get_method(method).strategy.Config, {**defaults, **options})
+    return TrainConfig.from_flat(method, own, {**defaults, **options})
