@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diffalign.bundled import bundled_path, is_bundled
-from diffalign.rewards.base import Metadata, Reward, RewardInfo
+from diffalign.rewards.base import Reward, RewardInfo
+from diffalign.rewards.clip_model import ClipTowers
+from diffalign.rewards.pixels import PixelReward
 from diffalign.rewards.preprocess import ClipPreprocess
 from diffalign.rewards.registry import LoadOptions, register
 
@@ -23,23 +24,20 @@ OFFICIAL_WEIGHTS = "yuvalkirstain/PickScore_v1"
 OFFICIAL_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
-class PickScore(Reward):
+class PickScore(PixelReward):
     """Scores with any transformers ``CLIPModel``; build it with :meth:`load`.
 
     Args:
-        model: the CLIP model, kept frozen.
-        tokenizer: its tokenizer.
+        towers: the CLIP model with its tokenizer.
         preprocess: image preprocessing.
         name: reported name.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, preprocess: ClipPreprocess, name: str = "pickscore") -> None:
-        self.model = model.requires_grad_(False).eval()
-        self.tokenizer, self.preprocess = tokenizer, preprocess
+    def __init__(self, towers: ClipTowers, preprocess: ClipPreprocess, name: str = "pickscore") -> None:
+        self.towers, self.preprocess = towers, preprocess
         self.info = RewardInfo(
             name, "preference logit (100 x cosine)", (-100.0, 100.0), differentiable=True, licence="MIT"
         )
-        self._text_features: dict[str, Tensor] = {}
 
     @classmethod
     def load(
@@ -64,31 +62,25 @@ class PickScore(Reward):
         model: Any = CLIPModel.from_pretrained(source, dtype=dtype)
         # The settings alone: the processor class itself may want torchvision.
         settings, _ = CLIPImageProcessor.get_image_processor_dict(processor)
-        preprocess = ClipPreprocess.from_config(settings)
-        return cls(model.to(device), AutoTokenizer.from_pretrained(processor), preprocess, name)
+        towers = ClipTowers(model.to(device), AutoTokenizer.from_pretrained(processor))
+        return cls(towers, ClipPreprocess.from_config(settings), name)
 
-    def score(self, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
-        """Return one preference logit an image, (batch,) float32."""
-        reference = self.model.logit_scale
-        pixels = self.preprocess(images.to(reference.device)).to(reference.dtype)
-        image_features = F.normalize(projected(self.model.get_image_features(pixel_values=pixels)).float(), dim=-1)
-        text_features = torch.stack([self._text(prompt) for prompt in prompts])
-        return reference.exp().float() * (image_features * text_features).sum(-1)
+    def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return one preference logit an image, (batch,)."""
+        return preference_logits(self.towers.image(pixels), self.towers.text(prompts), self.towers.logit_scale)
 
-    @torch.no_grad()
-    def _text(self, prompt: str) -> Tensor:
-        """Encode a caption once; rewards see the same captions again and again."""
-        if prompt not in self._text_features:
-            tokens = self.tokenizer([prompt], padding="max_length", truncation=True, return_tensors="pt")
-            tokens = tokens.to(self.model.logit_scale.device)
-            features = self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-            self._text_features[prompt] = F.normalize(projected(features).float(), dim=-1)[0]
-        return self._text_features[prompt]
+    def score_matrix(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Score every image for every caption, (captions, images); a softmax over a row is the preference."""
+        return self.logits(self.towers.image(self.preprocess(images)), self.towers.text(prompts))
+
+    def logits(self, image: Tensor, text: Tensor) -> Tensor:
+        """Return the logits of all unit embeddings of images for all of captions, (captions, images)."""
+        return self.towers.logit_scale * text @ image.T
 
 
-def projected(features: Any) -> Tensor:
-    """Take the projected embedding, whichever form this version of transformers returns it in."""
-    return features if isinstance(features, Tensor) else features.pooler_output
+def preference_logits(image: Tensor, text: Tensor, logit_scale: Tensor | float) -> Tensor:
+    """Scaled cosine of unit embeddings (..., dimensions), row by row, (...)."""
+    return logit_scale * (image * text).sum(-1)
 
 
 @register("pickscore", summary="human preference logit of a CLIP ViT-H/14", paper="arXiv 2305.01569")

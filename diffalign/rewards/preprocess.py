@@ -1,4 +1,4 @@
-"""Image preprocessing of CLIP-like towers as tensor operations, so that gradients pass."""
+"""Image preprocessing of CLIP-like towers: tensor operations, so that gradients pass, and the exact PIL pipelines."""
 
 from __future__ import annotations
 
@@ -6,9 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of OpenAI's and LAION's CLIP towers, and of BLIP."""
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """Turn a picture into (3, height, width) in [0, 1]; transparency and palettes become RGB."""
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
+
+
+def _normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    centre, scale = (torch.tensor(v, dtype=images.dtype, device=images.device).view(3, 1, 1) for v in (mean, std))
+    return (images - centre) / scale
 
 
 @dataclass(frozen=True)
@@ -21,8 +37,8 @@ class ClipPreprocess:
     """
 
     size: int
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: Sequence[float] = CLIP_MEAN
+    std: Sequence[float] = CLIP_STD
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ClipPreprocess:
@@ -35,13 +51,57 @@ class ClipPreprocess:
         """Prepare images (batch, 3, height, width) in [0, 1]; returns (batch, 3, size, size)."""
         height, width = images.shape[-2:]
         if min(height, width) != self.size:
-            scale = self.size / min(height, width)
-            # Sizes as transformers computes them: the longer side is truncated, not rounded.
-            shape = [self.size if side == min(height, width) else int(side * scale) for side in (height, width)]
+            shape = self._resized(height, width)
             images = F.interpolate(images, shape, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        return _normalise(self._cropped(images), self.mean, self.std)
+
+    def exact(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Prepare pictures as the official pipeline does, which rounds to whole grey levels after resizing."""
+        prepared = []
+        for picture in pictures:
+            height, width = self._resized(picture.height, picture.width)
+            resized = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+            prepared.append(self._cropped(to_tensor(resized)))
+        return _normalise(torch.stack(prepared), self.mean, self.std)
+
+    def _resized(self, height: int, width: int) -> list[int]:
+        short = min(height, width)
+        # Sizes as transformers computes them: the longer side is truncated, not rounded.
+        return [self.size if side == short else self.size * side // short for side in (height, width)]
+
+    def _cropped(self, images: Tensor) -> Tensor:
         top, left = (images.shape[-2] - self.size) // 2, (images.shape[-1] - self.size) // 2
-        images = images[..., top : top + self.size, left : left + self.size]
-        mean, std = (
-            torch.tensor(v, dtype=images.dtype, device=images.device).view(3, 1, 1) for v in (self.mean, self.std)
-        )
-        return (images - mean) / std
+        return images[..., top : top + self.size, left : left + self.size]
+
+
+@dataclass(frozen=True)
+class PadPreprocess:
+    """Longest side to ``size`` (bicubic, antialiased), black bars to a square, normalise: HPSv2's transform.
+
+    The official pipeline works on tensors too, so that there is nothing to round.
+
+    Args:
+        size: side of the square in pixels.
+        mean, std: per channel, of pixels in [0, 1].
+    """
+
+    size: int
+    mean: Sequence[float] = CLIP_MEAN
+    std: Sequence[float] = CLIP_STD
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Prepare images (batch, 3, height, width) in [0, 1]; returns (batch, 3, size, size)."""
+        scale = self.size / max(images.shape[-2:])
+        height, width = (round(side * scale) for side in images.shape[-2:])
+        if (height, width) != tuple(images.shape[-2:]):
+            images = F.interpolate(images, (height, width), mode="bicubic", antialias=True, align_corners=False)
+        rows, columns = self.size - height, self.size - width
+        images = F.pad(images, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        return _normalise(images, self.mean, self.std)
+
+    def exact(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Prepare pictures of any sizes."""
+        return torch.cat([self(to_tensor(picture)[None]) for picture in pictures])
+
+
+Preprocess = ClipPreprocess | PadPreprocess
