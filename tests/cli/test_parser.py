@@ -147,6 +147,7 @@ def test_command_line_and_python_agree() -> None:
 def test_a_method_file_of_ones_own(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffalign.strategies import registry
 
+    registry.list_methods()  # all are found before the table is exchanged
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
     path = tmp_path / "mine.py"
     path.write_text(OWN_METHOD)
