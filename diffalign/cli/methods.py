@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffalign.strategies.registry import Method, list_methods
+from diffalign.training.config import option_defaults
 
 
 def needs_of(method: Method) -> str:
@@ -69,11 +70,11 @@ def section(method: Method) -> list[str]:
     lines += [f"- Official code: {facts['repository']}"] if facts["repository"] else []
     lines += [f"- Data: {facts['data']} ({facts['modality']}); needs: {facts['needs']}", ""]
     lines += ["```text", inspect.cleandoc(module.__doc__ or "") if module else "", "```", ""]
-    described = option_texts(method.strategy.Config)
+    described, defaults = option_texts(method.strategy.Config), option_defaults(method.strategy.Config)
     lines += ["| option | default | meaning |", "| --- | --- | --- |"]
     for f in fields(method.strategy.Config):
         meaning = " ".join(described.get(f.name, "").split()).replace("|", "\\|")
-        lines.append(f"| `--{f.name}` | `{f.default}` | {meaning} |")
+        lines.append(f"| `--{f.name}` | `{defaults[f.name]}` | {meaning} |")
     return [*lines, ""]
 
 

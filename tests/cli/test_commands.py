@@ -56,6 +56,7 @@ def test_methods_as_a_page_state_every_option_and_default(cli) -> None:
         for f in fields(method.strategy.Config):
             row = next(line for line in section.splitlines() if line.startswith(f"| `--{f.name}` "))
             assert len(row.split("|")[3].strip()) > 10, f"--{f.name} of {method.name} is not described"
+    assert "object at 0x" not in page
 
 
 def test_methods_in_an_unknown_format(cli) -> None:
