@@ -103,7 +103,7 @@ def pairs_of(ranked: list[Row]) -> list[Row]:
 def lossless(picture: NDArray[Any]) -> bytes:
     """Encode a picture (height, width, 3), uint8, as lossless WebP."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "WEBP", lossless=True, quality=100, method=6)
+    Image.fromarray(picture).save(buffer, "WEBP", lossless=True, quality=80, method=4)
     return buffer.getvalue()
 
 

@@ -21,8 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from diffalign.rewards.pickscore import projected
-from diffalign.rewards.preprocess import ClipPreprocess
 from diffalign.world.grammar import COLORS, SHAPES, PromptRecord, draw_prompt
 from diffalign.world.render import SIDE, Placed, arrange, draw_scene, render
 from diffalign.world.verifier import verify
@@ -43,6 +41,7 @@ SAMPLED, RENDERED = 32, 12
 PATCH = 8
 VISION_WIDTH = 128
 MEAN = STD = (0.5, 0.5, 0.5)
+"""Normalised pixels are those in [-1, 1]."""
 MAX_LOGIT_SCALE = math.log(100.0)
 
 
@@ -71,18 +70,17 @@ class Scorer:
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.preprocess = ClipPreprocess(SIDE, MEAN, STD)
 
     def text(self, captions: Sequence[str]) -> Tensor:
         """Return unit features of captions, scaled by the logit scale, (n, dimensions)."""
         tokens = self.tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")
-        features = self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-        return F.normalize(projected(features), dim=-1) * self.model.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+        output = self.model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        features = self.model.text_projection(output.pooler_output)
+        return F.normalize(features, dim=-1) * self.model.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
 
     def image(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return unit features (n, dimensions) and patch states (n, patches, width) of images in [-1, 1]."""
-        pixels = self.preprocess((images + 1) / 2)
-        output = self.model.vision_model(pixel_values=pixels)
+        output = self.model.vision_model(pixel_values=images)
         features = self.model.visual_projection(output.pooler_output)
         return F.normalize(features, dim=-1), output.last_hidden_state[:, 1:]
 
