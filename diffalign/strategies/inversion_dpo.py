@@ -54,7 +54,7 @@ class InversionDPOConfig(PairConfig):
         beta: inverse temperature on differences of mean errors; of the warm start by diffusion_dpo too. 2000: launcher
             for SDXL.
         num_inversion_steps: N, moves of the path. 40: default of the official script (80 in its launcher).
-        guidance_scale: of both networks along the path. 2: official code.
+        inversion_guidance_scale: of both networks along the path. 2: official code.
         path: whose inversion makes the path. reference: official code.
         sign: of the logit. 1: official code.
         moves_per_piece: moves whose graphs are held at once. 1: least memory.
@@ -64,7 +64,7 @@ class InversionDPOConfig(PairConfig):
 
     beta: float = 2000.0
     num_inversion_steps: int = 40
-    guidance_scale: float = 2.0
+    inversion_guidance_scale: float = 2.0
     path: PathOwner = "reference"
     sign: Literal[1, -1] = 1
     moves_per_piece: int = 1
@@ -115,7 +115,7 @@ class InversionDPO(Strategy):
 
     def kernel(self) -> Kernel:
         """Comparisons along paths."""
-        return PathKernel(self.config.num_inversion_steps, self.config.guidance_scale, self.config.path)
+        return PathKernel(self.config.num_inversion_steps, self.config.inversion_guidance_scale, self.config.path)
 
     def draw(self, ctx: Context, batch: ImageBatch) -> Draws:
         """Noise the images in the warm start; afterwards make their paths."""
@@ -133,7 +133,7 @@ class InversionDPO(Strategy):
         total, images = len(draws.path.latents), len(batch.latents)
         size = images * self.config.moves_per_piece
         if ctx.max_rows:
-            branches = 1 if self.config.guidance_scale == 1.0 else 2
+            branches = 1 if self.config.inversion_guidance_scale == 1.0 else 2
             size = max(1, min(size, ctx.max_rows // branches))
         pieces = [Piece(rows=slice(start, min(start + size, total))) for start in range(0, total, size)]
         if draws.noised is not None:

@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 
 from diffalign.errors import UserError
+from diffalign.strategies.registry import list_methods
 from diffalign.training.config import RunOptions
 from diffalign.training.option_types import check_types, describe, fits
 from diffalign.training.resolve import resolve_config
@@ -49,3 +50,9 @@ def test_the_message_names_option_value_and_expectation() -> None:
 
 def test_paths_may_be_path_objects() -> None:
     assert resolve_config("sft", {"output_dir": Path("a") / "b"}).run.output_dir == str(Path("a") / "b")
+
+
+@pytest.mark.parametrize("name", [method.name for method in list_methods()])
+def test_every_method_can_be_configured(name: str) -> None:
+    """No option of a method hides one of the run, and its presets name options that exist."""
+    assert resolve_config(name, {}).method == name

@@ -51,7 +51,7 @@ def run(case: GoldenCase) -> dict[str, object]:
     official = InversionDPOConfig(
         beta=case.params["beta_dpo"],
         num_inversion_steps=case.params["num_inversion_steps"],
-        guidance_scale=case.params["guidance_scale"],
+        inversion_guidance_scale=case.params["guidance_scale"],
         path="reference",
         sign=1,
         warm_start_steps=0,
@@ -74,7 +74,7 @@ def run(case: GoldenCase) -> dict[str, object]:
     (gradient,) = torch.autograd.grad(output.loss, params)
     moves = official.num_inversion_steps
     chosen, rejected = output.metrics["winner_margin"], -output.metrics["loser_margin"]
-    led = guided(reference.predict, batch.condition, reference.null_condition(2), official.guidance_scale)
+    led = guided(reference.predict, batch.condition, reference.null_condition(2), official.inversion_guidance_scale)
     after = torch.stack(climb_path(led, process, latents, sampling_ladder(process, 2, moves)).latents[1:])
     if not torch.equal(after[:-1].flatten(0, 1), draws.path.latents[2:]):
         raise ValueError("the strategy trains on another path")

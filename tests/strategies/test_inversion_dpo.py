@@ -66,9 +66,9 @@ def test_guidance_is_idle_where_the_empty_caption_says_the_same():
     policy = moved_policy()
     batch = image_batch(policy, examples=2)
     silent = batch.with_conditions((policy.null_condition(2),) * 2)
-    both = [loss(policy, replace(SHORT, guidance_scale=g), silent).loss for g in (1.0, 3.0)]
+    both = [loss(policy, replace(SHORT, inversion_guidance_scale=g), silent).loss for g in (1.0, 3.0)]
     assert_close(*both)
-    spoken = [loss(policy, replace(SHORT, guidance_scale=g), batch).loss for g in (1.0, 3.0)]
+    spoken = [loss(policy, replace(SHORT, inversion_guidance_scale=g), batch).loss for g in (1.0, 3.0)]
     assert not torch.allclose(*spoken)
 
 
@@ -115,7 +115,7 @@ def test_velocity_and_noise_predictions_of_one_function_agree():
         return other.process.from_x0_epsilon(x0, epsilon, level)
 
     batch = image_batch(plain, examples=2)
-    config = replace(SHORT, guidance_scale=1.0)
+    config = replace(SHORT, inversion_guidance_scale=1.0)
     expected = loss(plain, config, batch)
     other.predict = velocity
     assert_close(loss(other, config, batch).loss, expected.loss, rtol=1e-4, atol=1e-5)
