@@ -14,9 +14,10 @@ diffalign_setup() {
         diffalign_torch="torch"
         command -v nvidia-smi >/dev/null 2>&1 || diffalign_torch="torch==2.13.0"
         .venv/bin/python -m pip install --quiet "$diffalign_torch" --editable ".[dev]" || return 1
-        # A torchvision built for CUDA does not load beside a CPU torch and would break transformers' imports.
+        # A torchvision built for CUDA does not load beside a CPU torch, and transformers and accelerate would fail with it
+        # or, through timm, without it. Both are wanted by open_clip alone, which then cannot be used.
         .venv/bin/python -c 'import torchvision' >/dev/null 2>&1 ||
-            .venv/bin/python -m pip uninstall --quiet --yes torchvision || return 1
+            .venv/bin/python -m pip uninstall --quiet --yes torchvision timm || return 1
         echo "$diffalign_key" > .venv/diffalign-key
     fi
     . .venv/bin/activate
