@@ -53,11 +53,19 @@ def _data(argv: Sequence[str]) -> int:
     return data_command(argv)
 
 
+def _score(argv: Sequence[str]) -> int:
+    """Score images by rewards: diffalign score IMAGES --rewards pickscore,clip [options]."""
+    from diffalign.cli.score import score_command
+
+    return score_command(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "train-text": _train_text,
     "methods": _methods,
     "data": _data,
+    "score": _score,
     "doctor": _doctor,
 }
 

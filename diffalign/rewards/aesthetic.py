@@ -38,7 +38,7 @@ def load_aesthetic(
     path = checkpoint_file(head)
     network = AffineHead.from_state(read_state(path), str(path)).to(device)
     clip = PickScore.load(backbone, device=device, dtype=dtype)
-    wanted, width = network.layers[0].weight.shape[-1], clip.towers.model.config.projection_dim
+    wanted, width = network.dimensions, clip.towers.model.config.projection_dim
     if wanted != width:
         raise UserError(f"{path} reads embeddings of {wanted} numbers, but those of {backbone} have {width}")
     return HeadReward(clip.towers, clip.preprocess, network, INFO)

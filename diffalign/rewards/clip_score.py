@@ -13,7 +13,7 @@ from diffalign.rewards.base import Reward, RewardInfo
 from diffalign.rewards.clip_model import ClipTowers
 from diffalign.rewards.pickscore import PickScore
 from diffalign.rewards.pixels import PixelReward
-from diffalign.rewards.preprocess import ClipPreprocess
+from diffalign.rewards.preprocess import Preprocess
 from diffalign.rewards.registry import LoadOptions, register
 
 Convention = Literal["cosine", "percent", "paper"]
@@ -32,7 +32,7 @@ class ClipScore(PixelReward):
             with the paper's words before the caption.
     """
 
-    def __init__(self, towers: ClipTowers, preprocess: ClipPreprocess, convention: Convention = "percent") -> None:
+    def __init__(self, towers: ClipTowers, preprocess: Preprocess, convention: Convention = "percent") -> None:
         ranges = {"cosine": (-1.0, 1.0), "percent": (0.0, 100.0), "paper": (0.0, 2.5)}
         if convention not in ranges:
             raise unknown("convention of CLIPScore", convention, get_args(Convention))

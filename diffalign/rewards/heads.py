@@ -30,6 +30,7 @@ class AffineHead(nn.Module):
 
     def __init__(self, dimensions: int) -> None:
         super().__init__()
+        self.dimensions = dimensions
         layers: list[nn.Module] = []
         for index, width in enumerate(WIDTHS):
             layers.append(nn.Linear(dimensions, width))

@@ -6,6 +6,7 @@ it. Numbers of the two versions are not comparable.
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,7 +65,9 @@ class HPSv2(PixelReward):
 
     def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return cosines, (batch,)."""
-        return (self.towers.image(pixels) * self.towers.text(prompts)).sum(-1)
+        # open_clip's tokenizer resolves HTML entities, twice for captions that were escaped twice.
+        captions = [html.unescape(html.unescape(prompt)) for prompt in prompts]
+        return (self.towers.image(pixels) * self.towers.text(captions)).sum(-1)
 
 
 @register("hpsv2", summary="human preference score v2.0: cosine of a fine-tuned ViT-H-14", paper="arXiv 2306.09341")

@@ -28,8 +28,6 @@ MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the head's output on the official training images."""
 MAX_LENGTH = 35
 VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-TEXT: dict[str, int] = {}
-"""Differences to BERT base."""
 
 
 class BlipRegressor(nn.Module):
@@ -46,16 +44,21 @@ class BlipRegressor(nn.Module):
 
         super().__init__()
         # Sizes and epsilons of the official med_config.json and ViT-L.
-        sizes = {"image_size": 224, "patch_size": 16, **VISION, **(vision or {})}
+        sizes: dict[str, Any] = {"image_size": 224, "patch_size": 16, **VISION, **(vision or {})}
         seen = BlipVisionConfig(layer_norm_eps=1e-6, **sizes)
-        words = {"vocab_size": 30524, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
-        words |= {"num_attention_heads": 12, "max_position_embeddings": 512, **TEXT, **(text or {})}
+        words: dict[str, Any] = {
+            "vocab_size": 30524,
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+        }
+        words |= {"num_attention_heads": 12, "max_position_embeddings": 512, **(text or {})}
         read = BlipTextConfig(
             encoder_hidden_size=sizes["hidden_size"], is_decoder=True, layer_norm_eps=1e-12, hidden_act="gelu", **words
         )
         self.image_size = sizes["image_size"]
-        self.vision = BlipVisionModel(seen)
-        self.text = BlipTextModel(read, add_pooling_layer=False)
+        self.vision: nn.Module = BlipVisionModel(seen)
+        self.text: nn.Module = BlipTextModel(read, add_pooling_layer=False)
         self.head = AffineHead(words["hidden_size"])
 
     def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -70,7 +73,7 @@ class BlipRegressor(nn.Module):
             use_cache=False,
         ).last_hidden_state
         first = states[:, 0]
-        return normalised(self.head(first.to(self.head.layers[0].weight.dtype)))
+        return normalised(self.head(first.to(next(self.head.parameters()).dtype)))
 
 
 def normalised(head: Tensor) -> Tensor:

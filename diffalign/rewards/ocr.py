@@ -95,7 +95,7 @@ def rapidocr_recogniser() -> Recogniser:
     try:
         from rapidocr import RapidOCR
     except ImportError as problem:
-        raise MissingExtra("rapidocr", "ocr", "the reward 'ocr'") from problem
+        raise MissingExtra("rapidocr", "scorers", "the reward 'ocr'") from problem
     engine = RapidOCR()
 
     def read(picture: Any) -> list[Piece]:

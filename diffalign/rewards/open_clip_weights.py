@@ -157,18 +157,22 @@ def clip_from_state(state: Mapping[str, Tensor], config: Mapping[str, Any], wher
 
 
 def clip_tokenizer() -> Any:
-    """Build CLIP's tokenizer (49,408 tokens, 77 a caption, padded with zeros) from open_clip's vocabulary file."""
+    """Build CLIP's tokenizer (49,408 tokens, 77 a caption) from open_clip's vocabulary file.
+
+    It pads with the end token where open_clip pads with zeros: the text tower is causal and pools at the first end
+    token, so that nothing after it is seen.
+    """
     from transformers import CLIPTokenizer
 
     lines = gzip.decompress((_package() / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode().split("\n")
     merges = lines[1 : 1 + _MERGES]
+    pairs: Any = [tuple(merge.split()) for merge in merges]  # Typed as text in transformers, which takes pairs.
     alphabet = _byte_alphabet()
-    words = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(merge.split()) for merge in merges)]
+    words = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in pairs)]
     words += ["<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
         vocab={word: index for index, word in enumerate(words)},
-        merges=[tuple(merge.split()) for merge in merges],
-        pad_token="!",
+        merges=pairs,
         model_max_length=77,
     )
 

@@ -1,0 +1,164 @@
+"""Scoring image files: read captions and pictures, score them by several rewards, write what was measured and how."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from diffalign.errors import UserError
+from diffalign.rewards.base import Reward
+from diffalign.rewards.pixels import PixelReward
+from diffalign.rewards.preprocess import to_tensor
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image file with its caption.
+
+    Args:
+        image: the file.
+        prompt: the caption.
+        metadata: the caption's structured description, for rewards that need it.
+    """
+
+    image: Path
+    prompt: str
+    metadata: Mapping[str, Any] | None = None
+
+
+def read_items(source: Path, prompts: Path | None = None) -> list[Item]:
+    """List what is to be scored.
+
+    Args:
+        source: a JSONL file of rows with "image" (path relative to the file), "prompt" and perhaps "metadata"; or a
+            folder of images, each with its caption in a text file of the same name.
+        prompts: for a folder, a text file with one caption a line, in the order of the sorted file names.
+
+    Raises:
+        UserError: for an absent source, a row without its columns, a missing image or caption, or unequal counts.
+    """
+    items = _from_folder(source, prompts) if source.is_dir() else _from_table(source)
+    if not items:
+        raise UserError(f"no images in {source}; known kinds: {', '.join(SUFFIXES)}")
+    if missing := [str(item.image) for item in items if not item.image.is_file()]:
+        raise UserError(f"{len(missing)} of {len(items)} images do not exist, first {missing[0]}")
+    return items
+
+
+def _from_table(path: Path) -> list[Item]:
+    if not path.is_file():
+        raise UserError(f"no images at {path}; give a folder, or a JSONL file with the columns image and prompt")
+    items = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            items.append(Item(path.parent / row["image"], row["prompt"], row.get("metadata")))
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            raise UserError(
+                f"{path}, line {number}: expected an object with 'image' and 'prompt' ({problem!r})"
+            ) from problem
+    return items
+
+
+def _from_folder(folder: Path, prompts: Path | None) -> list[Item]:
+    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if prompts is not None:
+        if not prompts.is_file():
+            raise UserError(f"no prompt file at {prompts}")
+        captions = [line for line in prompts.read_text().splitlines() if line.strip()]
+        if len(captions) != len(images):
+            raise UserError(f"{prompts} has {len(captions)} captions, but {folder} has {len(images)} images")
+        return [Item(image, caption) for image, caption in zip(images, captions, strict=True)]
+    if bare := [image.name for image in images if not image.with_suffix(".txt").is_file()]:
+        raise UserError(
+            f"{len(bare)} of {len(images)} images in {folder} have no caption, first {bare[0]}; "
+            "put it into a .txt file of the same name, or give a file with one caption a line"
+        )
+    return [Item(image, image.with_suffix(".txt").read_text().strip()) for image in images]
+
+
+def score_items(items: Sequence[Item], rewards: Mapping[str, Reward], batch_size: int = 16) -> dict[str, Tensor]:
+    """Score files; rewards with an official preprocessing get the pictures through that.
+
+    Args:
+        items: what to score.
+        rewards: label -> reward.
+        batch_size: pictures held at once.
+
+    Returns:
+        label -> (items,) float32 on the CPU.
+
+    Raises:
+        UserError: for a picture that cannot be read, or metadata that a reward needs and a row lacks.
+    """
+    for label, reward in rewards.items():
+        lacking = [item for item in items if item.metadata is None]
+        if reward.info.needs_metadata and lacking:
+            raise UserError(f"the reward {label!r} needs metadata, which {lacking[0].image} has not")
+    scores: dict[str, list[Tensor]] = {label: [] for label in rewards}
+    for start in range(0, len(items), batch_size):
+        batch = items[start : start + batch_size]
+        pictures = [open_picture(item.image) for item in batch]
+        for label, reward in rewards.items():
+            scores[label].append(_score_batch(reward, batch, pictures).float().cpu())
+    return {label: torch.cat(parts) for label, parts in scores.items()}
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Read a picture as RGB.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError) as problem:
+        raise UserError(f"cannot read the image {path}: {problem}") from problem
+
+
+@torch.no_grad()
+def _score_batch(reward: Reward, items: Sequence[Item], pictures: Sequence[Image.Image]) -> Tensor:
+    prompts = [item.prompt for item in items]
+    if isinstance(reward, PixelReward):
+        return reward.score_pictures(pictures, prompts)
+    metadata = [item.metadata or {} for item in items]
+    if len({picture.size for picture in pictures}) == 1:
+        return reward.score(torch.stack([to_tensor(picture) for picture in pictures]), prompts, metadata)
+    rows = zip(pictures, prompts, metadata, strict=True)
+    return torch.cat([reward.score(to_tensor(picture)[None], [prompt], [row]) for picture, prompt, row in rows])
+
+
+def write_scores(
+    path: Path, items: Sequence[Item], rewards: Mapping[str, Reward], scores: Mapping[str, Tensor]
+) -> None:
+    """Write one JSON line an image, and beside it ``NAME.manifest.json`` with what every number means."""
+    columns = {label: values.tolist() for label, values in scores.items()}
+    lines = [
+        json.dumps(
+            {"image": str(item.image), "prompt": item.prompt, **{label: column[i] for label, column in columns.items()}}
+        )
+        for i, item in enumerate(items)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    manifest = {
+        "images": len(items),
+        "rewards": {
+            label: {**asdict(reward.info), "range": [str(end) for end in reward.info.range]}
+            for label, reward in rewards.items()
+        },
+        "means": {label: values.mean().item() for label, values in scores.items()},
+    }
+    path.with_suffix(".manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")

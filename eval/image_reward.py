@@ -1,0 +1,11 @@
+"""ImageReward of images: ``python eval/image_reward.py IMAGES [--prompts FILE]``."""
+
+from __future__ import annotations
+
+import sys
+
+from diffalign.cli.main import run_command
+from diffalign.cli.score import score_command
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(lambda: score_command(sys.argv[1:], "image_reward", "eval/image_reward.py")))
