@@ -1,0 +1,125 @@
+"""Scoring sampled images: in a thread where asked, with every failure tied to the image that caused it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffalign.errors import UserError
+from diffalign.rewards.base import Reward
+
+OnFailure = Literal["stop", "skip"]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rewards of images.
+
+    Args:
+        rewards: (rows,) float32; 0 where there is none.
+        valid: (rows,) bool, False where the reward failed.
+    """
+
+    rewards: Tensor
+    valid: Tensor
+
+
+@dataclass
+class RolloutScorer:
+    """Scores images and says which one a reward failed on.
+
+    Args:
+        reward: the judge.
+        folder: where the image of a failure is saved.
+        on_failure: "stop" raises; "skip" leaves the image out and counts it.
+        failures: images left out so far.
+    """
+
+    reward: Reward
+    folder: Path
+    on_failure: OnFailure = "stop"
+    failures: int = 0
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1), repr=False)
+
+    def submit(
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        seeds: Tensor,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Future[Scored]:
+        """Score in a thread while sampling goes on; arguments as of :meth:`score`."""
+        return self._pool.submit(self.score, images, prompts, seeds, metadata)
+
+    @torch.no_grad()
+    def score(
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        seeds: Tensor,
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Scored:
+        """Score a batch.
+
+        Args:
+            images: (rows, 3, height, width) in [0, 1].
+            prompts, seeds, metadata: one an image.
+
+        Raises:
+            UserError: if the reward raised, or gave a number that is not finite, and failures are to stop the run; the
+                message names caption, seed and where the image was saved.
+        """
+        try:
+            rewards = self.reward.score(images, prompts, metadata).float()
+            problems: dict[int, str] = {}
+        except UserError:
+            raise  # a mistake in the set-up, not a failure of an image
+        except Exception:
+            rewards, problems = self._one_by_one(images, prompts, metadata)
+        odd = (~rewards.isfinite()).nonzero().flatten().tolist()
+        problems = {**{row: f"gave {rewards[row].item()}" for row in odd}, **problems}
+        valid = torch.ones(len(rewards), dtype=torch.bool, device=rewards.device)
+        for row, problem in problems.items():
+            path = self._save(images[row], prompts[row], int(seeds[row]), problem)
+            if self.on_failure == "stop":
+                raise UserError(
+                    f"reward {self.reward.info.name!r} {problem} for {prompts[row]!r} with seed {int(seeds[row])}; the "
+                    f"image is {path}: mend the reward, or leave such images out by skipping failures"
+                )
+            self.failures += 1
+            valid[row] = False
+        return Scored(torch.where(valid, rewards, torch.zeros_like(rewards)), valid)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._pool.shutdown()
+
+    def _one_by_one(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None
+    ) -> tuple[Tensor, dict[int, str]]:
+        rewards, problems = torch.zeros(len(images), device=images.device), {}
+        for row in range(len(images)):
+            here = None if metadata is None else metadata[row : row + 1]
+            try:
+                rewards[row] = self.reward.score(images[row : row + 1], prompts[row : row + 1], here)[0]
+            except Exception as error:
+                problems[row] = f"raised {type(error).__name__}: {error}"
+        return rewards, problems
+
+    def _save(self, image: Tensor, prompt: str, seed: int, problem: str) -> Path:
+        from PIL import Image
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"seed-{seed}.png"
+        pixels = (image.detach().float().nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
+        record = {"prompt": prompt, "seed": seed, "problem": problem}
+        path.with_suffix(".json").write_text(json.dumps(record, indent=1))
+        return path

@@ -1,0 +1,68 @@
+"""The sampler with randomness of a noise process, as a row of Gaussian transitions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffalign.diffusion.base import NoiseProcess
+from diffalign.diffusion.flow import FlowProcess
+from diffalign.diffusion.sde import (
+    Transition,
+    ddim_transition,
+    flow_grpo_noise_level,
+    flow_transition,
+    stochastic_grid,
+)
+from diffalign.errors import UserError
+
+
+class StochasticSteps:
+    """DDIM with eta for discrete processes, the SDE of Flow-GRPO for rectified flow.
+
+    Args:
+        process: the noise process.
+        num_steps: moves from noise to image.
+        eta: share of DDIM's randomness, in (0, 1]. 1: official code of DDPO.
+        noise_level: scale of the noise of flow models. 0.7: official code of Flow-GRPO.
+
+    Raises:
+        UserError: if the steps would have no randomness, hence no density, or their number does not fit.
+    """
+
+    def __init__(self, process: NoiseProcess, num_steps: int, eta: float = 1.0, noise_level: float = 0.7) -> None:
+        if not 0 < eta <= 1:
+            raise UserError(f"eta is {eta}: expected a number in (0, 1]; without randomness a step has no density")
+        if noise_level <= 0:
+            raise UserError(f"noise_level is {noise_level}: expected a number above 0, else a step has no density")
+        self.process, self._eta, self._scale = process, eta, noise_level
+        self._grid = stochastic_grid(process, num_steps)
+        if isinstance(process, FlowProcess) and len(self._grid) < 2:
+            raise UserError("a flow model needs 2 steps at least: the first one has the noise level of the second")
+
+    def __len__(self) -> int:
+        return len(self._grid)
+
+    @property
+    def noise_scale(self) -> float:
+        """Factor on standard normal noise that gives the latents of the first step."""
+        return self._grid.noise_scale
+
+    def timesteps(self, step: int, rows: int, device: torch.device) -> Tensor:
+        """Return the model-facing timesteps of a step, (rows,)."""
+        return self._grid.timesteps[step].to(device).expand(rows)
+
+    def transition(self, step: int, prediction: Tensor, latents: Tensor) -> Transition:
+        """Return the distribution of the latents after a step.
+
+        Args:
+            step: index of the move.
+            prediction: (rows, channels, ...) the network's output, guidance included; a graph is kept.
+            latents: (rows, channels, ...) before the move.
+        """
+        grid = self._grid.to(latents.device)
+        _, source, destination = grid.move(step)
+        if not isinstance(self.process, FlowProcess):
+            return ddim_transition(self.process, prediction, latents, source, destination, self._eta)
+        level = flow_grpo_noise_level(source.sigma, grid.sources.sigma[1], self._scale)
+        return flow_transition(prediction, latents, source, destination, level)

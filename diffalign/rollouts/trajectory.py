@@ -1,0 +1,137 @@
+"""Sampling images from the policy while recording all that replaying a step under other weights takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffalign.batch import Condition
+from diffalign.diffusion.guidance import Predictor, guided
+from diffalign.diffusion.random import derive_seed, randn_rows
+from diffalign.policies.base import Policy
+from diffalign.rollouts.steps import StochasticSteps
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How latents of trajectories are kept.
+
+    Args:
+        dtype: their type. The sampler continues from latents rounded to it, so that what is replayed is what happened.
+        device: where they wait; None leaves them where they were sampled.
+    """
+
+    dtype: torch.dtype = torch.float32
+    device: torch.device | None = None
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Sampled images with the way to them.
+
+    Args:
+        latents: (rows, T + 1, channels, ...) before the first step, then after each; as :class:`Storage` says.
+        log_probs: (rows, T) float32, of each step when it was drawn.
+        condition: (rows) the captions.
+        seeds: (rows,) int64, of each image.
+        guidance_scale: with which they were sampled, and must be replayed.
+    """
+
+    latents: Tensor
+    log_probs: Tensor
+    condition: Condition
+    seeds: Tensor
+    guidance_scale: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    @property
+    def final(self) -> Tensor:
+        """(rows, channels, ...) latents of the images, float32, on the device of the log-probabilities."""
+        return self.latents[:, -1].to(self.log_probs)
+
+    def select(self, rows: Tensor | slice) -> Trajectories:
+        """Return the given rows."""
+        return Trajectories(
+            self.latents[rows.to(self.latents.device) if isinstance(rows, Tensor) else rows],
+            self.log_probs[rows],
+            self.condition.select(rows),
+            self.seeds[rows.cpu() if isinstance(rows, Tensor) else rows],
+            self.guidance_scale,
+        )
+
+
+def image_seeds(seeds: Tensor, images: int) -> Tensor:
+    """Return a seed for each of the images of each example, (images * B,) in block order.
+
+    Args:
+        seeds: (B,) int64, of the examples.
+        images: images an example has.
+    """
+    rows = [derive_seed(seed, "image", image) for image in range(images) for seed in seeds.tolist()]
+    return torch.tensor(rows, dtype=torch.long)
+
+
+@torch.no_grad()
+def roll_out(
+    policy: Policy,
+    steps: StochasticSteps,
+    condition: Condition,
+    seeds: Tensor,
+    shape: tuple[int, ...],
+    *,
+    guidance_scale: float = 1.0,
+    start_seeds: Tensor | None = None,
+    storage: Storage | None = None,
+) -> Trajectories:
+    """Sample one image a row.
+
+    Args:
+        policy: samples, in eval mode.
+        steps: the sampler.
+        condition: (rows) the captions.
+        seeds: (rows,) int64; the noise of an image depends on nothing else.
+        shape: (channels, ...) of one image's latents.
+        guidance_scale: 1 is the conditional model alone.
+        start_seeds: (rows,) int64 of the initial noise where images share it (D3PO, DanceGRPO); ``seeds`` by default.
+        storage: how latents are kept; float32 in place by default.
+    """
+    storage, device = storage or Storage(), policy.device
+    rows = len(seeds)
+    start = randn_rows(seeds if start_seeds is None else start_seeds, shape, "rollout-start", device)
+    latents = (start * steps.noise_scale).to(storage.dtype).float()
+    kept, log_probs = [latents], []
+    with policy.inference():
+        predict = _guided(policy, condition, guidance_scale)
+        for step in range(len(steps)):
+            transition = steps.transition(step, predict(latents, steps.timesteps(step, rows, device)), latents)
+            drawn = transition.sample(randn_rows(seeds, shape, f"rollout-{step}", device))
+            latents = drawn.to(storage.dtype).float()
+            kept.append(latents)
+            log_probs.append(transition.log_prob(latents).float())
+    stored = torch.stack([value.to(storage.device or device, storage.dtype) for value in kept], dim=1)
+    return Trajectories(stored, torch.stack(log_probs, dim=1), condition, seeds, guidance_scale)
+
+
+def replay(policy: Policy, steps: StochasticSteps, trajectories: Trajectories, step: int) -> Tensor:
+    """Return the log-probability of a recorded step under the policy as it is now, (rows,), with a graph if recorded.
+
+    Args:
+        policy: another state of the one that sampled, or a reference.
+        steps: the sampler that was sampled with.
+        trajectories: what happened.
+        step: index of the move.
+    """
+    device = trajectories.log_probs.device
+    before, after = (trajectories.latents[:, index].to(device).float() for index in (step, step + 1))
+    predict = _guided(policy, trajectories.condition, trajectories.guidance_scale)
+    prediction = predict(before, steps.timesteps(step, len(trajectories), device))
+    return steps.transition(step, prediction, before).log_prob(after).float()
+
+
+def _guided(policy: Policy, condition: Condition, guidance_scale: float) -> Predictor:
+    null = policy.null_condition(len(condition)) if guidance_scale != 1.0 else None
+    return guided(policy.predict, condition, null, guidance_scale)
