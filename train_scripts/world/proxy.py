@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+from diffalign.rewards.objective import pair_logits, preference_cross_entropy
 from diffalign.world.grammar import COLORS, SHAPES, PromptRecord, draw_prompt
 from diffalign.world.render import SIDE, Placed, arrange, draw_scene, render
 from diffalign.world.verifier import verify
@@ -173,8 +174,9 @@ def train_pairs(workspace: Workspace) -> None:
         bad += list(to_tensor([soften(render(spoil_meaning(r.metadata, rng), rng), rng) for r in records]))
         image, _ = scorer.image(torch.stack([*good, *bad]))
         text = scorer.text(captions)
-        margin = ((image[: len(good)] - image[len(good) :]) * text).sum(-1)
-        return -F.logsigmoid(margin).mean()
+        # The captions' features carry the logit scale.
+        logits = pair_logits(text, image[: len(good)], image[len(good) :], logit_scale=1.0)
+        return preference_cross_entropy(logits, torch.ones(len(good)))
 
     folder = workspace.folder("proxy-pairs")
     fit("proxy-pairs", [model], loss, PAIRS.scaled(workspace), folder)
