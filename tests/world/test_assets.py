@@ -45,7 +45,8 @@ def test_every_asset_has_a_card(name):
 def test_stock_pipelines_load_and_draw(name):
     from diffusers import DiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(bundled_path(name))
+    absent = {"text_encoder_3": None, "tokenizer_3": None} if name == "tiny-sd3" else {}
+    pipeline = DiffusionPipeline.from_pretrained(bundled_path(name), **absent)
     pipeline.set_progress_bar_config(disable=True)
     steps, guidance = (1, 0.0) if name.endswith("turbo") else (2, 4.0)
     picture = pipeline(

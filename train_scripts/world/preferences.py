@@ -26,6 +26,40 @@ from train_scripts.world.workspace import Workspace
 NAME = "preferences"
 PAIR_MARGIN = 0.5
 """Least difference in proxy score of a pair: a preference of 62 %."""
+SCHEMAS = {
+    "images": pa.schema(
+        [
+            ("image_id", pa.string()),
+            ("prompt_id", pa.string()),
+            ("prompt", pa.string()),
+            ("metadata", pa.string()),
+            ("image", pa.binary()),
+            ("proxy", pa.float64()),
+            ("verifier", pa.bool_()),
+            ("graded", pa.float64()),
+            ("seed", pa.int64()),
+        ]
+    ),
+    "lists": pa.schema(
+        [
+            ("prompt_id", pa.string()),
+            ("prompt", pa.string()),
+            ("images", pa.list_(pa.string())),
+            ("scores", pa.list_(pa.float64())),
+        ]
+    ),
+    "pairs": pa.schema(
+        [
+            ("prompt_id", pa.string()),
+            ("prompt", pa.string()),
+            ("image_w", pa.string()),
+            ("image_l", pa.string()),
+            ("proxy_margin", pa.float64()),
+            ("graded_margin", pa.float64()),
+        ]
+    ),
+}
+"""Columns of the three tables; the card says what they mean."""
 Row = dict[str, Any]
 
 
@@ -36,9 +70,9 @@ def make(workspace: Workspace) -> None:
         images = scored(samples.load(workspace, plan), plan.split, proxy)
         size = samples.LIST_SIZE
         ranked = [rank(images[i : i + size]) for i in range(0, len(images), size)]
-        write(folder / "images.parquet", images)
-        write(folder / "lists.parquet", [as_list(group) for group in ranked])
-        write(folder / "pairs.parquet", [pair for group in ranked for pair in pairs_of(group)])
+        write(folder, "images", images)
+        write(folder, "lists", [as_list(group) for group in ranked])
+        write(folder, "pairs", [pair for group in ranked for pair in pairs_of(group)])
 
 
 def scored(drawn: samples.SampleSet, split: str, proxy: PickScore) -> list[Row]:
@@ -107,7 +141,7 @@ def lossless(picture: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def write(path: Path, rows: list[Row]) -> None:
+def write(folder: Path, name: str, rows: list[Row]) -> None:
     """Write a table."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMAS[name]), folder / f"{name}.parquet", compression="zstd")
