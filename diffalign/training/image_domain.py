@@ -119,7 +119,7 @@ class ImageDomain(Domain):
         if not prompts and not isinstance(data.source, StreamSet):
             captions = dict.fromkeys(prompt for example in data.examples for prompt in example.prompts)
             prompts = [caption for caption in captions if caption][: run.num_validation_images]
-        if not prompts:
+        if not prompts and evaluator is None:
             return None
         return ImageObserver(policy, prompts, evaluator, run, console)
 

@@ -60,7 +60,7 @@ class ImageObserver:
         """Draw and score the result; write ``before_after.png`` and ``summary.json``; print the table."""
         last = self._grid(step, folder, trackers)
         start = grid_path(folder, 0)
-        if start.exists():
+        if last is not None and start.exists():
             stack_pictures([("before", start), ("after", last)], folder.path / "before_after.png")
         recorded = folder.path / _BEFORE
         if self._evaluator is None or not recorded.exists():
@@ -81,7 +81,9 @@ class ImageObserver:
         assert self._evaluator is not None
         return self._evaluator.evaluate(self._policy, self._options.num_inference_steps, self._options.guidance_scale)
 
-    def _grid(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> Path:
+    def _grid(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> Path | None:
+        if not self._prompts:
+            return None
         images = generate(
             self._policy,
             self._prompts,
