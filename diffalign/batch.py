@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,6 +76,7 @@ class Batch:
         fields: per-example numbers by name, each (B, ...): labels, scores, margins, per-image weights (B, N).
         cache_keys: one key an example when noise and timesteps are pinned to the example, so that reference
             predictions may be cached; None when every visit draws anew.
+        metadata: structured description of each caption, for rewards that need it; empty where examples have none.
     """
 
     ids: Sequence[str]
@@ -82,6 +84,7 @@ class Batch:
     prompts: Sequence[str] = ()
     fields: Mapping[str, Tensor] = field(default_factory=dict)
     cache_keys: Sequence[str] | None = None
+    metadata: Sequence[Mapping[str, Any]] = ()
 
     @property
     def size(self) -> int:
@@ -95,6 +98,7 @@ class ImageBatch(Batch):
 
     Args:
         latents: (N * B, channels, height, width), or (N * B, channels, frames, height, width); scaled for the denoiser.
+            No rows, but the shape of an image's latents, where examples are captions alone.
         conditions: one for each of the N blocks, (B rows each); the *same object* where the images share a caption.
     """
 

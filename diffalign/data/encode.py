@@ -96,7 +96,7 @@ class ImageEncoder:
         """Encode a micro-batch.
 
         Returns:
-            rows in block order; latents float32 on the policy's device, empty where examples have no images.
+            rows in block order; latents float32 on the policy's device, without rows where examples have no images.
 
         Raises:
             UnreadableImage: if an image cannot be decoded.
@@ -114,7 +114,8 @@ class ImageEncoder:
             prompts=[example.prompts[0] for example in micro.examples],
             fields=_field_tensors(micro.examples, device),
             cache_keys=micro.cache_keys,
-            latents=torch.stack([row.to(device) for row in rows]).float() if rows else torch.empty(0, device=device),
+            metadata=[example.metadata for example in micro.examples],
+            latents=torch.stack([row.to(device) for row in rows]).float() if rows else self._no_latents(micro.examples),
             conditions=self._conditions(micro, prepared, blocks=max(1, images)),
         )
 
@@ -173,6 +174,9 @@ class ImageEncoder:
         for store in (self.latents.store, self.prompts.store):
             store.flush()
         return dataset.with_examples(kept, {"examples with unreadable images skipped": len(dataset) - len(kept)})
+
+    def _no_latents(self, examples: Sequence[Example]) -> Tensor:
+        return torch.empty(0, *self.policy.latent_shape(*self.prepare.target(examples[0])), device=self.policy.device)
 
     def _encode_pixels(self, pixels: dict[LatentKey, Tensor]) -> dict[LatentKey, Tensor]:
         encoded: dict[LatentKey, Tensor] = {}

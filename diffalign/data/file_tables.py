@@ -1,4 +1,4 @@
-"""Tables over plain files: jsonl, json, csv, a folder of images, the folders ``liked`` and ``disliked``."""
+"""Tables over plain files: jsonl, json, csv, captions, a folder of images, the folders ``liked`` and ``disliked``."""
 
 from __future__ import annotations
 
@@ -30,6 +30,19 @@ def read_annotations(path: Path) -> Table:
         raise UserError(f"{path} is empty: it holds no row")
     columns = frozenset(column for row in rows for column in row)
     return Table(path.name, columns, lambda: iter(rows), root=path.parent)
+
+
+def read_captions(path: Path) -> Table:
+    """Read a text file with one caption a line; empty lines are passed over.
+
+    Raises:
+        UserError: if there is no caption.
+    """
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [{"prompt": line} for line in lines if line]
+    if not rows:
+        raise UserError(f"{path} is empty: it holds no caption")
+    return Table(path.name, frozenset({"prompt"}), lambda: iter(rows))
 
 
 def read_image_folder(folder: Path, default_prompt: str | None = None) -> Table:

@@ -60,10 +60,16 @@ def from_hpd_ranks(row: Mapping[str, Any]) -> Row:
     return {"prompt": row["prompt"], "images": row["image_path"], "scores": [-float(rank) for rank in ranks]}
 
 
+def from_geneval(row: Mapping[str, Any]) -> Row:
+    """Convert a row of GenEval's ``evaluation_metadata.jsonl``: the whole row describes its ``prompt``."""
+    return {"prompt": row["prompt"], "metadata": dict(row)}
+
+
 LAYOUTS: tuple[Layout, ...] = (
     Layout("Pick-a-Pic", frozenset({"jpg_0", "jpg_1", "label_0", "caption"}), from_pickapic),
     Layout("HPDv2 train", frozenset({"human_preference", "file_path"}), from_hpd_choice, ("train", "images")),
     Layout("HPDv2 train", frozenset({"human_preference", "image_path"}), from_hpd_choice, ("train", "images")),
+    Layout("GenEval", frozenset({"tag", "include", "prompt"}), from_geneval),
     Layout("HPDv2 test", frozenset({"image_path", "rank"}), from_hpd_ranks, ("test", "images")),
 )
 

@@ -14,6 +14,7 @@ from diffalign.data.file_tables import (
     METADATA_NAMES,
     has_label_folders,
     read_annotations,
+    read_captions,
     read_image_folder,
     read_label_folders,
 )
@@ -121,9 +122,10 @@ def _detect_file(path: Path) -> str:
         return "parquet"
     if path.suffix in ANNOTATION_SUFFIXES:
         return "annotations"
-    raise UserError(
-        f"{path} has an unknown suffix {path.suffix!r}; known: .parquet, {', '.join(sorted(ANNOTATION_SUFFIXES))}, .tar"
-    )
+    if path.suffix == ".txt":
+        return "captions"
+    known = ", ".join([".parquet", *sorted(ANNOTATION_SUFFIXES), ".txt", ".tar"])
+    raise UserError(f"{path} has an unknown suffix {path.suffix!r}; known: {known}")
 
 
 def _detect_folder(folder: Path) -> str:
@@ -191,6 +193,10 @@ def _open_annotations(source: str | Path, kind: DataKind, options: SourceOptions
     return read_annotations(chosen[0])
 
 
+def _open_captions(source: str | Path, kind: DataKind, options: SourceOptions) -> Table:
+    return read_captions(Path(source))
+
+
 def _open_webdataset(source: str | Path, kind: DataKind, options: SourceOptions) -> Table:
     return load_webdataset(_tar_files(Path(source)), Path(source).name, options.streaming)
 
@@ -212,6 +218,7 @@ FORMATS: Mapping[str, Callable[[str | Path, DataKind, SourceOptions], Table]] = 
     "hub": _open_hub,
     "parquet": _open_parquet,
     "annotations": _open_annotations,
+    "captions": _open_captions,
     "webdataset": _open_webdataset,
     "disk": _open_disk,
     "image_folder": _open_image_folder,

@@ -80,7 +80,7 @@ class RowReader:
     def _with_folders(self, row: dict[str, Any]) -> dict[str, Any]:
         """Find image files where the published data set keeps them: beside the annotations or in a folder of theirs."""
         root = self.table.root
-        if root is None or self.layout is None:
+        if root is None or self.layout is None or "images" not in row:
             return row
         folders = [root, *(root / name for name in self.layout.image_folders)]
         images = []

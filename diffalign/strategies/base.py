@@ -89,7 +89,10 @@ class Context:
         reference: gives frozen values; see :mod:`diffalign.references`.
         device: where tensors of the step live.
         seed: the run's seed; per-example seeds in batches derive from it.
-        rewards: named rewards of the run.
+        rewards: named rewards of the run (``rewards.base.Reward``); none where the method needs none.
+        reward_weights: the factor of each in the run's one reward, their weighted sum.
+        skip_failed_rewards: leave images out that a reward fails on, instead of ending the run.
+        folder: the run folder, for files that explain a failure.
         frozen_policies: further frozen policies by name.
         reduce: sum over processes.
         step: optimizer steps done so far.
@@ -103,6 +106,9 @@ class Context:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0
     rewards: Mapping[str, Any] = field(default_factory=dict)
+    reward_weights: Mapping[str, float] = field(default_factory=dict)
+    skip_failed_rewards: bool = False
+    folder: Path = field(default_factory=Path)
     frozen_policies: Mapping[str, Any] = field(default_factory=dict)
     reduce: Reduce = field(default=lambda value: value)
     step: int = 0

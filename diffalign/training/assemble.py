@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from diffalign.errors import UserError
 from diffalign.policies.adapters import LoraSettings
 from diffalign.policies.base import BasePolicy
 from diffalign.references import CachedReference, Reference, start_full, start_lora
+from diffalign.rewards.compose import parse_rewards
 from diffalign.strategies.base import Context, Spec, Strategy
 from diffalign.strategies.registry import get_method
 from diffalign.training.checkpoint import RunIdentity
@@ -77,9 +79,11 @@ def build_run(config: TrainConfig, dataset: Any = None, console: Console | None 
 
     domain = domain_of(strategy.spec.modality)
     ctx = _context(domain, strategy.spec, config, processes)
+    ctx.folder = folder
     strategy.build(ctx)
-    named = config.data.dataset_name if dataset is None else dataset
+    named = (config.data.prompts or config.data.dataset_name) if dataset is None else dataset
     data = domain.load_data(named, strategy.spec.data, config, ctx.policy, processes)
+    _require_metadata(ctx, data)
     source = _source(data, config, plan, processes)
     ctx.total_steps = _total_steps(config, source)
 
@@ -115,12 +119,18 @@ def _context(domain: Domain, spec: Spec, config: TrainConfig, processes: Process
     """Load the policy, make it trainable, and put together what the strategy sees."""
     with processes.main_first():  # downloads happen once
         policy = domain.load_policy(config.model, _frozen_dtype(config), processes.device)
+        specs = parse_rewards(config.reward.rewards) if spec.needs_reward else []
+        rewards = domain.load_rewards(specs, processes.device) if specs else {}
+    _check_rewards(rewards, spec, config)
     reference = _start(policy, spec, config)
     return Context(
         policy=policy,
         reference=reference if spec.needs_reference else None,
         device=processes.device,
         seed=config.optim.seed,
+        rewards=rewards,
+        reward_weights={reward.label: reward.weight for reward in specs},
+        skip_failed_rewards=config.reward.on_reward_failure == "skip",
         reduce=processes.sum,
         rank=processes.rank,
         world_size=processes.world_size,
@@ -135,8 +145,36 @@ def _check(spec: Spec, config: TrainConfig) -> None:
             f"--pinned_draws caches values of the reference, but the reference of {config.method!r} moves during the "
             "run: leave the option out"
         )
+    if spec.data == "prompts" and config.data.pinned_draws:
+        raise UserError(
+            f"--pinned_draws would make {config.method!r} sample the same images again: leave the option out"
+        )
+    if spec.data != "prompts" and config.data.prompts:
+        raise UserError(f"--prompts is for methods that make their own samples; {config.method!r} takes --dataset_name")
+    if spec.needs_reward and not config.reward.rewards:
+        raise UserError(f"{config.method!r} learns from a reward: name one or more with --rewards, such as pickscore")
+    if not spec.needs_reward and config.reward.rewards:
+        raise UserError(f"{config.method!r} uses no reward: leave --rewards out")
     if config.model.train_mode == "full" and config.model.start_adapter:
         raise UserError("--start_adapter needs --train_mode lora: all weights cannot train beside an adapter")
+
+
+def _check_rewards(rewards: Mapping[str, Any], spec: Spec, config: TrainConfig) -> None:
+    """Refuse rewards without gradients where the method needs them."""
+    flat = [name for name, reward in rewards.items() if not reward.info.differentiable]
+    if spec.needs_reward == "differentiable" and flat:
+        raise UserError(f"{config.method!r} differentiates its rewards, but {', '.join(flat)} has no gradient")
+
+
+def _require_metadata(ctx: Context, data: LoadedData) -> None:
+    """Refuse captions without a description where a reward reads it."""
+    readers = [name for name, reward in ctx.rewards.items() if reward.info.needs_metadata]
+    examples = [] if hasattr(data.examples, "open") else data.examples
+    if readers and not all(example.metadata for example in examples):
+        raise UserError(
+            f"the reward {', '.join(readers)} reads a description of each caption, which these captions lack: give "
+            "them a column 'metadata' (GenEval's row format), or choose another reward"
+        )
 
 
 def _frozen_dtype(config: TrainConfig) -> torch.dtype:

@@ -73,7 +73,8 @@ class DataOptions:
         cache_latents: encode every image and caption once, before the first step.
         pinned_draws: give each example this many fixed (noise, timestep) draws so that reference values are cached;
             0 draws anew at each visit.
-        prompts: file with one caption a line, for methods that make their own samples.
+        prompts: captions instead of ``dataset_name`` for methods that make their own samples: a text file with one
+            caption a line, or any data set with a column ``prompt`` (and ``metadata`` where a reward needs it).
         max_length: longest sequence of text in tokens, prompt and completion together; 0 for the model's own.
     """
 
@@ -104,6 +105,20 @@ class DataOptions:
         require(self.max_length >= 0, f"--max_length must not be negative, not {self.max_length}")
         require(self.pinned_draws >= 0, f"--pinned_draws must not be negative, not {self.pinned_draws}")
         require(not (self.streaming and self.pinned_draws), "--pinned_draws needs a data set that is not streamed")
+
+
+@dataclass(frozen=True)
+class RewardOptions:
+    """Rewards of methods that learn from them.
+
+    Args:
+        rewards: ``NAME[@SOURCE][:WEIGHT]`` separated by commas, or a YAML file (``docs/rewards.md``).
+        on_reward_failure: what happens to an image for which a reward raises or gives no finite number: "stop" saves it
+            and ends the run, "skip" saves it, leaves it out and counts it.
+    """
+
+    rewards: str = ""
+    on_reward_failure: Literal["stop", "skip"] = "stop"
 
 
 @dataclass(frozen=True)
@@ -204,7 +219,13 @@ class RunOptions:
     dry_run: bool = False
 
 
-GROUPS: dict[str, type] = {"model": ModelOptions, "data": DataOptions, "optim": OptimOptions, "run": RunOptions}
+GROUPS: dict[str, type] = {
+    "model": ModelOptions,
+    "data": DataOptions,
+    "reward": RewardOptions,
+    "optim": OptimOptions,
+    "run": RunOptions,
+}
 
 
 @dataclass(frozen=True)
@@ -215,13 +236,14 @@ class TrainConfig:
     method_config: Any
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
+    reward: RewardOptions = field(default_factory=RewardOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
     run: RunOptions = field(default_factory=RunOptions)
 
     def flat(self) -> dict[str, Any]:
         """Return all options under their outside names, as YAML and the command line spell them."""
         values: dict[str, Any] = {"method": self.method}
-        for part in (self.method_config, self.model, self.data, self.optim, self.run):
+        for part in (self.method_config, *(getattr(self, name) for name in GROUPS)):
             values.update(asdict(part))
         return values
 

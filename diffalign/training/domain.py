@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import torch
 
+from diffalign.errors import UserError
 from diffalign.policies.base import BasePolicy
+from diffalign.rewards.compose import RewardSpec
 from diffalign.strategies.base import DataKind
 from diffalign.training.config import ModelOptions, TrainConfig
 from diffalign.training.loop import Observer
@@ -54,6 +56,14 @@ class Domain(ABC):
     @abstractmethod
     def load_policy(self, options: ModelOptions, dtype: torch.dtype, device: torch.device) -> BasePolicy:
         """Load the model that the options name, with its start adapter, frozen."""
+
+    def load_rewards(self, specs: Sequence[RewardSpec], device: torch.device) -> Mapping[str, Any]:
+        """Load rewards: label -> reward.
+
+        Raises:
+            UserError: for an unknown reward, or where the modality has none by name.
+        """
+        raise UserError("--rewards judges images; models of this kind have no rewards by name")
 
     @abstractmethod
     def load_data(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from diffalign.evaluation.evaluator import ImageEvaluator
 from diffalign.policies.adapters import START_ADAPTER
 from diffalign.policies.base import Policy
 from diffalign.policies.loading import load_adapter, load_policy
+from diffalign.rewards.base import Reward
+from diffalign.rewards.compose import RewardSpec, load_parts
 from diffalign.rewards.loading import load_reward
 from diffalign.strategies.base import DataKind
 from diffalign.training.config import DataOptions, ModelOptions, TrainConfig
@@ -50,6 +53,9 @@ class ImageDomain(Domain):
         if options.start_adapter:
             load_adapter(policy, options.start_adapter, START_ADAPTER)  # type: ignore[arg-type]
         return policy
+
+    def load_rewards(self, specs: Sequence[RewardSpec], device: torch.device) -> Mapping[str, Reward]:
+        return load_parts(specs, device)
 
     def load_data(
         self, source: Any, kind: DataKind, config: TrainConfig, policy: Policy, processes: Processes

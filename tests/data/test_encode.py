@@ -173,3 +173,11 @@ def test_what_was_prepared_in_the_background_is_used():
     emptied = Example("pair-0", pair(0).prompts, (broken(), broken()))
     batch = encoder(replace(prepared, examples=(emptied,)))
     assert torch.equal(batch.latents, encoder(plain).latents)
+
+
+def test_captions_alone_keep_their_description_and_the_shape_of_an_image():
+    examples = [Example(f"p{i}", (f"caption {i}",), metadata={"tag": str(i)}) for i in range(2)]
+    batch = ImageEncoder(CountingPolicy(), "prompts")(micro(examples))
+    assert batch.latents.shape == (0, 3, 4, 4)
+    assert batch.metadata == [{"tag": "0"}, {"tag": "1"}]
+    assert len(batch.conditions) == 1

@@ -268,3 +268,25 @@ def test_the_bundled_layout(tmp_path):
     assert len(load_examples(tmp_path, "unpaired")) == 2
     held = load_examples(tmp_path, "pairs").held_out("test", 5, 0)
     assert len(held.prompts) == len(held.metadata) == 5
+
+
+def test_a_text_file_holds_one_caption_a_line(tmp_path):
+    (tmp_path / "captions.txt").write_text("a red cat\n\n  a blue dog \n")
+    examples = load_examples(tmp_path / "captions.txt", "prompts").examples
+    assert [example.prompts for example in examples] == [("a red cat",), ("a blue dog",)]
+    (tmp_path / "none.txt").write_text("\n")
+    with pytest.raises(UserError, match="no caption"):
+        load_examples(tmp_path / "none.txt", "prompts")
+
+
+def test_rows_of_geneval_describe_their_captions(tmp_path):
+    row = {"tag": "counting", "include": [{"class": "clock", "count": 4}], "exclude": [], "prompt": "four clocks"}
+    (example,) = load_examples(write_jsonl(tmp_path / "evaluation_metadata.jsonl", [row]), "prompts").examples
+    assert example.prompts == ("four clocks",)
+    assert example.metadata == row
+
+
+def test_bundled_captions_bring_what_the_verifier_reads():
+    examples = load_examples("bundled", "prompts").examples
+    assert len({example.prompts for example in examples}) == len(examples) > 500
+    assert all(example.metadata["include"] for example in examples)
