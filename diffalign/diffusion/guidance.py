@@ -15,7 +15,11 @@ Denoiser = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
 def guided(
-    denoiser: Denoiser, condition: Condition, null: Condition | None = None, guidance_scale: float = 1.0
+    denoiser: Denoiser,
+    condition: Condition,
+    null: Condition | None = None,
+    guidance_scale: float = 1.0,
+    detach_null: bool = False,
 ) -> Predictor:
     """Close a denoiser over its condition.
 
@@ -25,6 +29,7 @@ def guided(
         null: (rows) the unconditional branch; only used when ``guidance_scale`` differs from 1. Tensors that it lacks
             (sizes) are those of ``condition``.
         guidance_scale: 1 is the conditional model alone; otherwise ``u + scale * (c - u)``, both branches in one call.
+        detach_null: no gradient through the unconditional branch, as Flow-GRPO's code trains.
     """
     if guidance_scale == 1.0:
         return lambda latents, timesteps: denoiser(latents, timesteps, condition)
@@ -34,6 +39,8 @@ def guided(
 
     def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
         unconditional, conditional = denoiser(cat([latents, latents]), cat([timesteps, timesteps]), both).chunk(2)
+        if detach_null:
+            unconditional = unconditional.detach()
         return unconditional + guidance_scale * (conditional - unconditional)
 
     return predict

@@ -141,6 +141,21 @@ def gaussian_kl(mean: Tensor, other_mean: Tensor, std: Tensor) -> Tensor:
     return (mean - other_mean).square().flatten(1).mean(1) / (2 * std.to(mean).square())
 
 
+def normalised_log_ratio(log_ratio: Tensor, mean: Tensor, old_mean: Tensor, std: Tensor) -> Tensor:
+    """Return log-ratios without their negative bias and of one spread over all steps, (rows,).
+
+    ``s (log r + mean (mu - mu_old)^2 / (2 s^2))``; the policy loss is then divided by the step's ``-dt`` by the caller.
+
+    As in the released code of Pref-GRPO, arXiv 2508.20751.
+
+    Args:
+        log_ratio: (rows,) with a graph.
+        mean, old_mean: (rows, channels, ...) means of the transition now and at sampling.
+        std: (rows,) or (1,) deviation s of the transition.
+    """
+    return (log_ratio + gaussian_kl(mean, old_mean, std)) * std.to(log_ratio)
+
+
 def noisy_destinations(timesteps: Tensor, num_train_timesteps: int, num_steps: int) -> Tensor:
     """Return where DDPO's code sends each step of a discrete process: one stride down, never below timestep 0, (rows,).
 

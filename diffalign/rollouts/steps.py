@@ -48,21 +48,34 @@ class StochasticSteps:
         """Factor on standard normal noise that gives the latents of the first step."""
         return self._grid.noise_scale
 
-    def timesteps(self, step: int, rows: int, device: torch.device) -> Tensor:
-        """Return the model-facing timesteps of a step, (rows,)."""
-        return self._grid.timesteps[step].to(device).expand(rows)
+    def timesteps(self, step: int | Tensor, rows: int, device: torch.device) -> Tensor:
+        """Return the model-facing timesteps of a step, or of a step for each row, (rows,)."""
+        return self._grid.timesteps[_index(step)].to(device).expand(rows)
 
-    def transition(self, step: int, prediction: Tensor, latents: Tensor) -> Transition:
+    def extent(self, step: int | Tensor) -> Tensor:
+        """Return the time ``-dt`` that a step of a flow takes, (1,) or (rows,); 1 for discrete processes."""
+        index = _index(step)
+        if not isinstance(self.process, FlowProcess):
+            return torch.ones(len(index))
+        drop = self._grid.sources.sigma[index] - self._grid.destinations.sigma[index]
+        return drop.float()
+
+    def transition(self, step: int | Tensor, prediction: Tensor, latents: Tensor) -> Transition:
         """Return the distribution of the latents after a step.
 
         Args:
-            step: index of the move.
+            step: index of the move, or (rows,) one a row.
             prediction: (rows, channels, ...) the network's output, guidance included; a graph is kept.
             latents: (rows, channels, ...) before the move.
         """
-        grid = self._grid.to(latents.device)
-        _, source, destination = grid.move(step)
+        grid, index = self._grid.to(latents.device), _index(step).to(latents.device)
+        source, destination = grid.sources.select(index), grid.destinations.select(index)
         if not isinstance(self.process, FlowProcess):
             return ddim_transition(self.process, prediction, latents, source, destination, self._eta)
         level = flow_grpo_noise_level(source.sigma, grid.sources.sigma[1], self._scale)
         return flow_transition(prediction, latents, source, destination, level)
+
+
+def _index(step: int | Tensor) -> Tensor:
+    """Return indices of moves as (1,) or (rows,) int64 on the CPU, where the grid is."""
+    return torch.as_tensor(step, dtype=torch.long).cpu().reshape(-1)

@@ -95,6 +95,7 @@ class Context:
         folder: the run folder, for files that explain a failure.
         frozen_policies: further frozen policies by name.
         reduce: sum over processes.
+        progress: told (what, done, in all) during work that takes long within a step.
         step: optimizer steps done so far.
         total_steps: optimizer steps planned.
         rank, world_size: place among the processes.
@@ -111,6 +112,7 @@ class Context:
     folder: Path = field(default_factory=Path)
     frozen_policies: Mapping[str, Any] = field(default_factory=dict)
     reduce: Reduce = field(default=lambda value: value)
+    progress: Callable[[str, int, int], None] = field(default=lambda what, done, total: None)
     step: int = 0
     total_steps: int = 1
     rank: int = 0
@@ -252,6 +254,11 @@ class Strategy(ABC):
     def parameters(self) -> list[ParameterGroup]:
         """Return what is trained when ``spec.trains == "own"``."""
         return []
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Updates that :meth:`collect` makes of the batches of one global batch."""
+        return 1
 
     def collect(self, ctx: Context, batches: Sequence[Batch]) -> Iterable[Update]:
         """Turn the loader's batches into updates; offline methods make one update of them."""

@@ -5,7 +5,7 @@ With ``r`` the ratio of new to old density of a step and ``A`` the advantage of 
     loss = mean over examples of the mean over their counted steps of  weight * max(-A r, -A clamp(r, 1 - c, 1 + c))
 
 Densities are means over latent elements (``diffusion.sde``), which is why published clipping ranges are near 1e-4.
-DDPO: arXiv 2305.13301; Flow-GRPO: arXiv 2505.05470; normalised ratios: released code of Pref-GRPO, arXiv 2508.20751.
+DDPO: arXiv 2305.13301; Flow-GRPO: arXiv 2505.05470.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffalign.diffusion.sde import gaussian_kl
 from diffalign.errors import UserError
 from diffalign.strategies.base import LossOutput
 
@@ -87,16 +86,3 @@ def mean_of_counted(values: Tensor, mask: Tensor | None) -> Tensor:
     counted = mask.to(values.dtype)
     kept = torch.where(mask > 0, values, torch.zeros_like(values))
     return (kept * counted).sum(1) / counted.sum(1).clamp(min=1)
-
-
-def normalised_log_ratio(log_ratio: Tensor, mean: Tensor, old_mean: Tensor, std: Tensor) -> Tensor:
-    """Return log-ratios without their negative bias and of one spread over all steps, (rows,).
-
-    ``s (log r + mean (mu - mu_old)^2 / (2 s^2))``; the policy loss is then divided by the step's ``-dt`` by the caller.
-
-    Args:
-        log_ratio: (rows,) with a graph.
-        mean, old_mean: (rows, channels, ...) means of the transition now and at sampling.
-        std: (rows,) or (1,) deviation s of the transition.
-    """
-    return (log_ratio + gaussian_kl(mean, old_mean, std)) * std.to(log_ratio)

@@ -76,6 +76,7 @@ class TextEncoder:
             fields=_field_tensors(examples, device),
             cache_keys=[example.id for example in examples],  # nothing is drawn: values depend on the example alone
             completions_per_prompt=len(tokenized[0]),
+            metadata=(),
             **tensors,
         )
 

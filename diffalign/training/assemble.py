@@ -85,7 +85,7 @@ def build_run(config: TrainConfig, dataset: Any = None, console: Console | None 
     data = domain.load_data(named, strategy.spec.data, config, ctx.policy, processes)
     _require_metadata(ctx, data)
     source = _source(data, config, plan, processes)
-    ctx.total_steps = _total_steps(config, source)
+    ctx.total_steps = _total_steps(config, source, strategy.updates_per_batch)
 
     header = (f"method {method.name}: {method.summary}", plan.equation, rate_line, *data.notes)
     header += (f"{ctx.total_steps} optimizer steps",)
@@ -213,12 +213,12 @@ def _source(data: LoadedData, config: TrainConfig, plan: BatchPlan, processes: P
     return EncodedSource(ExampleLoader(data.examples, options, data.prepare), data.encode)
 
 
-def _total_steps(config: TrainConfig, source: EncodedSource) -> int:
+def _total_steps(config: TrainConfig, source: EncodedSource, updates_per_batch: int) -> int:
     if config.optim.max_train_steps:
         return config.optim.max_train_steps
     if source.steps_per_epoch is None:
         raise UserError("a streamed data set has no length: give --max_train_steps")
-    return source.steps_per_epoch * config.optim.num_train_epochs
+    return source.steps_per_epoch * config.optim.num_train_epochs * updates_per_batch
 
 
 def _identity(config: TrainConfig, ctx: Context) -> RunIdentity:

@@ -169,6 +169,7 @@ class Trainer:
             reporter = Reporter(
                 self._processes, trackers, display, self._watch, run.logging_steps, ctx.step, ctx.total_steps
             )
+            ctx.progress = display.work
             while ctx.step < ctx.total_steps and not self._anywhere(stop.requested):
                 with self._watch("data"):
                     collected = next(batches)
@@ -204,7 +205,8 @@ class Trainer:
         """Yield as often as the process with most updates; None where this one has no more."""
         iterator = iter(updates)
         while True:
-            update = next(iterator, None)
+            with self._watch("rollout"), self._stepper.mixed():
+                update = next(iterator, None)
             if not self._anywhere(update is not None):
                 return
             yield update

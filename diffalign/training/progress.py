@@ -13,7 +13,7 @@ from diffalign.training.stopwatch import Stopwatch
 
 _LINES = 10
 """Lines printed over a run where there is no terminal to draw a bar on."""
-_SHOWN = {"loss": "loss", "implicit_accuracy": "accuracy", "examples_per_second": "samples/s"}
+_SHOWN = {"loss": "loss", "implicit_accuracy": "accuracy", "reward": "reward", "examples_per_second": "samples/s"}
 WARM_UP = 20
 """Steps that are measured before the run says how long it will take."""
 
@@ -48,14 +48,15 @@ class ProgressDisplay:
         self._every = max(1, total // _LINES)
         if console is not None and console.is_terminal:
             columns = (
-                TextColumn("step"),
+                TextColumn("{task.description}"),
                 MofNCompleteColumn(),
                 BarColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[text]}"),
             )
             self._bar = Progress(*columns, console=console)
-            self._task = self._bar.add_task("", total=total, completed=start, text="")
+            self._task = self._bar.add_task("step", total=total, completed=start, text="")
+            self._work = self._bar.add_task("", visible=False, text="")
 
     def __enter__(self) -> ProgressDisplay:
         if self._bar is not None:
@@ -78,6 +79,11 @@ class ProgressDisplay:
                 self._bar.update(self._task, text=text)
         elif self._console is not None and text and (step % self._every == 0 or step in (1, self._total)):
             self._console.print(f"step {step}/{self._total}  {text}", highlight=False, soft_wrap=True)
+
+    def work(self, what: str, done: int, total: int) -> None:
+        """Show how far work within a step is, such as a rollout; the line goes when it is done."""
+        if self._bar is not None:
+            self._bar.update(self._work, description=what, completed=done, total=total, visible=done < total)
 
     def forecast(self, watch: Stopwatch, examples: float, seconds: float, steps_left: int) -> None:
         """After the warm-up: measured speed, hours to go, peak memory, and where the time goes."""

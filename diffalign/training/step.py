@@ -92,6 +92,10 @@ class Stepper:
         with self._watch("optimizer"):
             return self._apply(account)
 
+    def mixed(self) -> torch.autocast:
+        """The run's mixed precision, for passes outside an update: what is sampled must be what is replayed."""
+        return self._gradient.mixed()
+
     def _apply(self, account: Account) -> StepResult:
         self._scaler.unscale_(self.optimizer)
         norm = clip_gradients(self._trainables.groups, self._options.max_grad_norm)

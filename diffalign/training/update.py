@@ -137,14 +137,14 @@ class GradientPass:
 
     def _evaluate(self, batch: Batch, keep_graph: bool) -> _Part:
         strategy, ctx = self._strategy, self._ctx
-        with self._watch("draw"), ctx.policy.inference(), self._mixed():
+        with self._watch("draw"), ctx.policy.inference(), self.mixed():
             draws = strategy.draw(ctx, batch)
         pieces = strategy.pieces(ctx, batch, draws)
         live = keep_graph and len(pieces) == 1
         parts = []
         for index, piece in enumerate(pieces):
             with self._under(piece):
-                with self._watch("reference"), ctx.policy.inference(), self._mixed():
+                with self._watch("reference"), ctx.policy.inference(), self.mixed():
                     frozen = strategy.frozen(ctx, batch, draws, piece)
                 with self._watch("policy"):
                     parts.append(Terms(self._terms(batch, draws, piece, index, live), frozen))
@@ -152,7 +152,7 @@ class GradientPass:
         return _Part(batch, draws, pieces, [part.policy.shape[dim] for part in parts], Terms.join(parts, dim), live)
 
     def _terms(self, batch: Batch, draws: Any, piece: Piece, index: int, graph: bool) -> Tensor:
-        with self._own_dropout(batch, index), self._mixed(), torch.set_grad_enabled(graph):
+        with self._own_dropout(batch, index), self.mixed(), torch.set_grad_enabled(graph):
             return self._strategy.terms(self._ctx, batch, draws, piece)
 
     def _statistics(self, parts: list[_Part], uneven: bool) -> Mapping[str, Tensor]:
@@ -202,7 +202,8 @@ class GradientPass:
             with self._ctx.policy.adapters.using(piece.adapter):
                 yield
 
-    def _mixed(self) -> torch.autocast:
+    def mixed(self) -> torch.autocast:
+        """Automatic mixed precision of the run."""
         return torch.autocast(self._ctx.device.type, dtype=self._autocast, enabled=self._autocast is not None)
 
     @contextmanager

@@ -30,6 +30,7 @@ from tests.battery.methods import (
     select,
     swapped,
 )
+from tests.battery.on_policy import ON_POLICY
 from tests.factories import tiny_sd, tiny_sd3
 
 NAMES = sorted(METHODS)
@@ -62,7 +63,7 @@ def loss_of(strategy, terms, batch):
 
 
 def test_every_registered_method_is_described():
-    assert [method.name for method in list_methods("image")] == NAMES
+    assert [method.name for method in list_methods("image")] == sorted([*NAMES, *ON_POLICY])
 
 
 @every_process

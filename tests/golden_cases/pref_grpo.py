@@ -6,9 +6,15 @@ from typing import Any
 
 import torch
 
-from diffalign.diffusion.sde import Transition, flow_grpo_noise_level, flow_transition, gaussian_kl
+from diffalign.diffusion.sde import (
+    Transition,
+    flow_grpo_noise_level,
+    flow_transition,
+    gaussian_kl,
+    normalised_log_ratio,
+)
 from diffalign.strategies.advantages import combined_advantages
-from diffalign.strategies.policy_gradient import ClippedObjective, normalised_log_ratio
+from diffalign.strategies.policy_gradient import ClippedObjective
 from diffalign.strategies.pref_grpo import duel_win_rates
 from tests.golden_cases.base import GoldenCase
 from tests.golden_cases.on_policy import flow_levels, gradient

@@ -1,0 +1,273 @@
+"""Rollouts: images that a policy samples for a batch of captions, judged while sampling goes on.
+
+The images of a caption stay on one process, so a group is whole whatever the number of processes; what a method must
+know of all images is exchanged once a rollout, in an order that does not depend on that number either. Rows are in
+block order: the first image of every caption of this process, then the second, ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffalign.batch import Condition, ImageBatch
+from diffalign.diffusion.base import NoiseProcess
+from diffalign.diffusion.random import derive_seed
+from diffalign.errors import UserError
+from diffalign.rollouts.gather import gather_rows
+from diffalign.rollouts.scoring import RolloutScorer, Scored
+from diffalign.rollouts.steps import StochasticSteps
+from diffalign.rollouts.trajectory import Storage, Trajectories, image_seeds, roll_out
+from diffalign.strategies.base import Context
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How images are sampled, and how a rollout becomes updates.
+
+    Args:
+        images_per_prompt: images of a caption in a rollout, its group.
+        rollout_steps: sampling steps. 50: official code of DDPO.
+        rollout_guidance_scale: guidance in sampling and in training; 1 switches it off. 5: official code of DDPO.
+        rollout_batch_size: images sampled at once.
+        eta: share of DDIM's randomness, in (0, 1]. 1: official code of DDPO.
+        noise_level: scale of the noise that makes a flow model's sampler stochastic. 0.7: paper of Flow-GRPO.
+        same_start: the images of a caption share their initial noise. False: DDPO, Flow-GRPO.
+        trained_share: share of the steps that are trained, drawn for each image. 1: official code of DDPO.
+        train_last_step: train the step that ends at the image, too. True: official code of DDPO.
+        updates_per_rollout: optimizer steps that share the images of a rollout. 2: official configs of DDPO.
+        inner_epochs: passes over a rollout. 1: official code of DDPO.
+        transitions_per_pass: steps of images in one forward pass with a graph.
+        latents_dtype: type in which trajectories are kept; sampling continues from what is kept.
+        latents_device: where trajectories wait, "same" or "cpu".
+    """
+
+    images_per_prompt: int = 8
+    rollout_steps: int = 50
+    rollout_guidance_scale: float = 5.0
+    rollout_batch_size: int = 32
+    eta: float = 1.0
+    noise_level: float = 0.7
+    same_start: bool = False
+    trained_share: float = 1.0
+    train_last_step: bool = True
+    updates_per_rollout: int = 2
+    inner_epochs: int = 1
+    transitions_per_pass: int = 32
+    latents_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    latents_device: Literal["same", "cpu"] = "same"
+
+    def __post_init__(self) -> None:
+        counts = [f.name for f in fields(RolloutConfig) if f.type in ("int", int)]
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: expected 1 or more")
+        if not 0 < self.trained_share <= 1:
+            raise UserError(f"trained_share is {self.trained_share}: expected a number in (0, 1]")
+        if self.rollout_steps == 1 and not self.train_last_step:
+            raise UserError("rollout_steps is 1 and train_last_step is off: no step would be trained")
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Optimizer steps that a rollout gives."""
+        return self.updates_per_rollout * self.inner_epochs
+
+    def sampler(self, process: NoiseProcess) -> StochasticSteps:
+        """Return the sampler for a noise process."""
+        return StochasticSteps(process, self.rollout_steps, self.eta, self.noise_level)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What all processes know of the images of a rollout, the same on each, ordered by the images' seeds.
+
+    Args:
+        seeds: (n,) int64, one an image.
+        groups: (n,) int64, equal for the images of one caption in this rollout.
+        captions: (n,) int64, equal for images of equal captions, in any rollout.
+        rewards: (n, R) float32, one column a reward; 0 where there is none.
+        valid: (n,) bool, False where a reward failed.
+        own: (rows,) int64, where this process's images are, in the order of its rows.
+    """
+
+    seeds: Tensor
+    groups: Tensor
+    captions: Tensor
+    rewards: Tensor
+    valid: Tensor
+    own: Tensor
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The images of this process, in block order, and what is known of all.
+
+    Args:
+        trajectories: of the images; None on a process without captions.
+        ids: one name a caption.
+        judged: rewards of all processes.
+        names: of the rewards.
+        weights: factor of each reward in their sum.
+    """
+
+    trajectories: Trajectories | None
+    ids: Sequence[str]
+    judged: Judged
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def rewards(self) -> Tensor:
+        """(n,) weighted sum of the rewards of all images of all processes."""
+        return self.judged.rewards @ torch.tensor(self.weights, device=self.judged.rewards.device)
+
+    def figures(self) -> dict[str, float]:
+        """What to watch of a rollout, over all processes; see ``strategies.metrics``."""
+        judged, total = self.judged, self.rewards
+        kept = total[judged.valid]
+        if not len(kept):
+            return {"failed_images": float(len(total))}
+        _, index = judged.groups[judged.valid].unique(return_inverse=True)
+        spread = total.new_zeros(int(index.max()) + 1)
+        low = spread.scatter_reduce(0, index, kept, "amin", include_self=False)
+        high = spread.scatter_reduce(0, index, kept, "amax", include_self=False)
+        parts = judged.rewards[judged.valid].mean(0).tolist() if len(self.names) > 1 else []
+        return {
+            "reward": float(kept.mean()),
+            "reward_std": float(kept.std(correction=0)),
+            "flat_groups": float((low == high).float().mean()),
+            "failed_images": float((~judged.valid).sum()),
+            **{f"reward/{name}": value for name, value in zip(self.names, parts, strict=False)},
+        }
+
+
+class Rollouts:
+    """Samples and judges; made with the strategy, opened when the run's context exists.
+
+    Args:
+        config: how.
+        keep_means: record the means of all transitions.
+    """
+
+    def __init__(self, config: RolloutConfig, keep_means: bool = False) -> None:
+        self._config = config
+        self._keep_means = keep_means
+        self._rewards: Mapping[str, Any] = {}
+        self._scorers: list[RolloutScorer] = []
+
+    def open(self, ctx: Context) -> None:
+        """Start a scorer for each reward, with a thread of its own: what is judged need not wait for sampling.
+
+        Raises:
+            UserError: if the run has no reward, or the sampler does not fit the process.
+        """
+        if not ctx.rewards:
+            raise UserError("a rollout needs a reward: name one or more with --rewards")
+        self._config.sampler(ctx.policy.process)
+        on_failure: Literal["stop", "skip"] = "skip" if ctx.skip_failed_rewards else "stop"
+        self._rewards = ctx.rewards
+        self._scorers = [RolloutScorer(r, ctx.folder / "failures", on_failure) for r in ctx.rewards.values()]
+
+    def __call__(self, ctx: Context, batches: Sequence[ImageBatch]) -> Rollout:
+        """Sample ``images_per_prompt`` images of every caption and judge them; all processes together.
+
+        Args:
+            ctx: the policy samples, in eval mode and without gradient.
+            batches: captions of this process, maybe none.
+
+        Raises:
+            UserError: if a reward fails and failures are to end the run.
+        """
+        trajectories, scored = self._sample(ctx, batches) if batches else (None, [])
+        example_seeds = torch.cat([b.seeds for b in batches]) if batches else torch.zeros(0, dtype=torch.long)
+        prompts = [prompt for batch in batches for prompt in batch.prompts]
+        captions = torch.tensor([derive_seed("caption", prompt) for prompt in prompts], dtype=torch.long)
+        images = self._config.images_per_prompt
+        seeds = trajectories.seeds if trajectories is not None else example_seeds
+        rewards, valid = _joined(scored, len(self._scorers))
+        numbers = torch.stack([seeds, example_seeds.repeat(images), captions.repeat(images), valid.long()], dim=1)
+        return Rollout(
+            trajectories,
+            [name for batch in batches for name in batch.ids],
+            _exchange(ctx, numbers, rewards),
+            tuple(ctx.rewards),
+            tuple(ctx.reward_weights.get(name, 1.0) for name in ctx.rewards),
+        )
+
+    def _sample(self, ctx: Context, batches: Sequence[ImageBatch]) -> tuple[Trajectories, list[list[Scored]]]:
+        config = self._config
+        condition = Condition.cat([batch.condition for batch in batches])
+        examples, images = len(condition), config.images_per_prompt
+        starts = torch.cat([batch.seeds for batch in batches])
+        seeds = image_seeds(starts, images)
+        prompts = [prompt for batch in batches for prompt in batch.prompts]
+        metadata = [row for batch in batches for row in batch.metadata]
+        storage = Storage(
+            _DTYPES[config.latents_dtype], torch.device("cpu") if config.latents_device == "cpu" else None,
+            self._keep_means,
+        )  # fmt: skip
+        steps, shape = config.sampler(ctx.policy.process), tuple(batches[0].latents.shape[1:])
+        parts: list[Trajectories] = []
+        pending: list[list[Future[Scored]]] = []
+        for start in range(0, len(seeds), config.rollout_batch_size):
+            rows = torch.arange(start, min(start + config.rollout_batch_size, len(seeds)))
+            of = rows % examples
+            part = roll_out(
+                ctx.policy, steps, condition.select(of.to(ctx.device)), seeds[rows], shape,
+                guidance_scale=config.rollout_guidance_scale,
+                start_seeds=starts[of] if config.same_start else None,
+                storage=storage,
+            )  # fmt: skip
+            parts.append(part)
+            pictures = decoded(ctx, part.final)
+            captions = [prompts[index] for index in of.tolist()]
+            described = [metadata[index] for index in of.tolist()] if metadata else None
+            pending.append([s.submit(pictures, captions, seeds[rows], described) for s in self._scorers])
+            ctx.progress("rollout", int(rows[-1]) + 1, len(seeds))
+        return Trajectories.cat(parts), [[future.result() for future in futures] for futures in pending]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What rewards remember of the images they have seen (running normalisation)."""
+        remembering = {name: r.state_dict() for name, r in self._rewards.items() if hasattr(r, "state_dict")}
+        return {"rewards": remembering} if remembering else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        for name, value in state.get("rewards", {}).items():
+            self._rewards[name].load_state_dict(value)
+
+
+@torch.no_grad()
+def decoded(ctx: Context, latents: Tensor) -> Tensor:
+    """Return the images of latents as rewards see them, (rows, 3, height, width) in [0, 1], without mixed precision."""
+    with ctx.policy.inference(), torch.autocast(ctx.device.type, enabled=False):
+        images: Tensor = ctx.policy.decode(latents).float().clamp(0, 1)
+    return images
+
+
+def _joined(scored: list[list[Scored]], rewards: int) -> tuple[Tensor, Tensor]:
+    """Join chunks of images: rewards (rows, R) on the CPU, and where all of them are valid."""
+    if not scored:
+        return torch.zeros(0, rewards), torch.zeros(0, dtype=torch.bool)
+    table = [torch.stack([score.rewards.cpu() for score in chunk], dim=1) for chunk in scored]
+    valid = [torch.stack([score.valid.cpu() for score in chunk], dim=1).all(1) for chunk in scored]
+    return torch.cat(table), torch.cat(valid)
+
+
+def _exchange(ctx: Context, numbers: Tensor, rewards: Tensor) -> Judged:
+    """Give every process the numbers (rows, 4) and rewards (rows, R) of all, ordered by the images' seeds."""
+    every, own = gather_rows(numbers.to(ctx.device), ctx.rank, ctx.world_size, ctx.reduce)
+    scores, _ = gather_rows(rewards.to(ctx.device), ctx.rank, ctx.world_size, ctx.reduce)
+    every, scores = every.cpu(), scores.cpu()
+    order = every[:, 0].argsort()
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    seeds, groups, captions, valid = every[order].unbind(1)
+    return Judged(seeds, groups, captions, scores[order], valid.bool(), place[own])

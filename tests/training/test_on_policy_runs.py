@@ -1,0 +1,161 @@
+"""Whole runs of an on-policy method from options: captions and rewards by name, resume, failures, two processes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor
+
+import diffalign
+from diffalign.errors import UserError
+from diffalign.rewards.jpeg import JpegSize
+from diffalign.training.trackers import METRICS_FILE
+from tests.factories import save_tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+LORA = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny("sd", tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Five captions: a rollout of two leaves one for the last of an epoch."""
+    path = tmp_path_factory.mktemp("prompts") / "captions.txt"
+    path.write_text("".join(f"a {letter}\n" for letter in "bcdef"))
+    return str(path)
+
+
+def options(model: str, prompts: str, folder: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "pretrained_model_name_or_path": model,
+        "prompts": prompts,
+        "rewards": "incompressibility",
+        "output_dir": str(folder),
+        "rank": 2,
+        "train_batch_size": 1,
+        "global_batch_pairs": 2,
+        "images_per_prompt": 2,
+        "rollout_steps": 2,
+        "max_train_steps": 6,
+        "learning_rate": 1e-2,
+        "clip_range": 0.1,
+        "num_validation_images": 0,
+        **changes,
+    }
+
+
+def train(model: str, prompts: str, folder: Path, **changes: Any) -> Any:
+    console = Console(file=io.StringIO(), width=200)
+    return diffalign.train(method="ddpo", console=console, **options(model, prompts, folder, **changes))
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
+
+
+class Killed(BaseException):
+    """What ends a run without any chance to save."""
+
+
+def test_a_run_killed_within_a_rollout_repeats_its_rewards(
+    model: str, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(model, prompts, tmp_path / "straight", checkpointing_steps=1)
+    lines = curve(tmp_path / "straight")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[0]["reward"] == lines[1]["reward"] != lines[2]["reward"]  # two updates a rollout
+    assert lines[0]["ratio"] == pytest.approx(1.0, abs=1e-4)
+
+    score, calls = JpegSize.score, []
+
+    def dying(self: JpegSize, *args: Any, **kwargs: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise Killed
+        return score(self, *args, **kwargs)
+
+    monkeypatch.setattr(JpegSize, "score", dying)
+    with pytest.raises(Killed):
+        train(model, prompts, tmp_path / "killed", checkpointing_steps=1)
+    monkeypatch.setattr(JpegSize, "score", score)
+    result = train(model, prompts, tmp_path / "killed", checkpointing_steps=1, resume_from_checkpoint="latest")
+    assert result.steps == 6
+    again = curve(tmp_path / "killed")
+    for name in ("step", "reward", "reward_std", "loss", "grad_norm"):
+        assert [line[name] for line in again] == [line[name] for line in lines]
+    expected, got = load_file(tmp_path / "straight" / LORA), load_file(tmp_path / "killed" / LORA)
+    assert all(torch.equal(value, got[name]) for name, value in expected.items())
+
+
+def test_a_reward_that_fails_stops_the_run_or_is_counted(
+    model: str, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = JpegSize.score
+
+    def odd(self: JpegSize, images: Tensor, prompts: Any, metadata: Any = None) -> Tensor:
+        return torch.where(torch.tensor([p == "a c" for p in prompts]), torch.nan, score(self, images, prompts))
+
+    monkeypatch.setattr(JpegSize, "score", odd)
+    with pytest.raises(UserError, match="gave nan for 'a c' with seed"):
+        train(model, prompts, tmp_path / "stop")
+    saved = list((tmp_path / "stop" / "failures").glob("seed-*.json"))
+    assert json.loads(saved[0].read_text())["prompt"] == "a c"
+    train(model, prompts, tmp_path / "skip", on_reward_failure="skip")
+    lines = curve(tmp_path / "skip")
+    assert sorted({line["failed_images"] for line in lines}) == [0.0, 2.0]
+    assert all(line["reward"] > 0 for line in lines)
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "no reward": ({"rewards": ""}, "name one or more with --rewards"),
+    "unknown reward": ({"rewards": "incompresibility"}, "did you mean 'incompressibility'"),
+    "no description": ({"rewards": "graded"}, "reads a description of each caption"),
+    "pinned draws": ({"pinned_draws": 1}, "leave the option out"),
+    "no randomness": ({"eta": 0.0}, "without randomness"),
+    "no steps": ({"rollout_steps": 0}, "expected 1 or more"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_told_before_the_first_step(mistake: str, model: str, prompts: str, tmp_path: Path) -> None:
+    changes, message = MISTAKES[mistake]
+    with pytest.raises(UserError, match=message):
+        train(model, prompts, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_of_rewards_belong_to_methods_that_use_them(model: str, prompts: str, tmp_path: Path) -> None:
+    shared = {"pretrained_model_name_or_path": model, "output_dir": str(tmp_path / "run")}
+    with pytest.raises(UserError, match="uses no reward"):
+        diffalign.train(method="sft", rewards="clip", **shared)
+    with pytest.raises(UserError, match="--prompts is for methods"):
+        diffalign.train(method="sft", prompts=prompts, **shared)
+
+
+def test_two_processes_have_the_rewards_of_one(model: str, prompts: str, tmp_path: Path) -> None:
+    train(model, prompts, tmp_path / "one", kl_beta=0.1, advantage="group")
+    flags = options(model, prompts, tmp_path / "two", kl_beta=0.1, advantage="group")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(ROOT / "train_scripts" / "train.py"), "--method", "ddpo"]
+    command += [f"--{name}={value}" for name, value in flags.items()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for a, b in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
+        assert a["reward"] == pytest.approx(b["reward"], rel=1e-4)
+        assert a["reward_std"] == pytest.approx(b["reward_std"], rel=1e-3)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=2e-2)
