@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.interface.fakes import FAKES
+from tests.interface.run_fakes import FAKES
 from tests.interface.train_fakes import train_fake
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,8 @@ from diffalign.training.checkpoint import RunIdentity
 from diffalign.training.config import OptimOptions, RunOptions
 from diffalign.training.loop import RunRecord, Trainer
 from diffalign.training.processes import Processes
-from tests.interface.fakes import FAKES, LEARNING_RATE, UPDATES, TrainsNoise
+from tests.interface.fakes import LEARNING_RATE, UPDATES
+from tests.interface.run_fakes import FAKES, TrainsNoise
 from tests.interface.toy import ToyPolicy, ToySource
 
 
