@@ -315,7 +315,7 @@ class ToyPolicy(Policy):
 
     def predict(self, latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         times = timesteps / self.process.num_train_timesteps
-        output = self.network(latents, times.to(latents.dtype), condition.tensors["prompt_embeds"].to(latents.dtype))
+        output = self.module(latents, times.to(latents.dtype), condition.tensors["prompt_embeds"].to(latents.dtype))
         return self.adapters.guard(output)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:

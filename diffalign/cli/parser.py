@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from diffalign.errors import UserError, nearest
+from diffalign.errors import UserError, nearest, unknown
 from diffalign.strategies.registry import Method, get_method, list_methods, load_method_file
 from diffalign.training.config import GROUPS, TrainConfig
 from diffalign.training.resolve import read_yaml, resolve_defaults
@@ -70,15 +71,26 @@ def parse_train(argv: Sequence[str], modality: str, prog: str) -> TrainConfig:
             sys.exit(0 if argv else 2)
         names = ", ".join(m.name for m in list_methods(modality))
         raise UserError(f"--method is missing; choose one of: {names}")
-    method = get_method(peeked["method"])
-    if method.strategy.spec.modality != modality:
-        script = "train_text.py" if method.strategy.spec.modality == "text" else "train.py"
-        raise UserError(f"{method.name!r} is a method for {method.strategy.spec.modality} models: run it with {script}")
+    method = _method_for(peeked["method"], modality)
     parser = build_parser(method, peeked.get("pretrained_model_name_or_path"), prog)
     values = _as_dict(parser.parse_args(list(argv)))
     for extra in ("config", "method_file", "method"):
         values.pop(extra, None)
     return TrainConfig.from_flat(method.name, method.strategy.Config, values)
+
+
+def _method_for(name: str, modality: str) -> Method:
+    """Look a method up; one of the other modality, also when its name is mistyped, is refused with its command."""
+    own = {method.name for method in list_methods(modality)}
+    others = {method.name: method.strategy.spec.modality for method in list_methods() if method.name not in own}
+    if name in own:
+        return get_method(name)
+    meant = name if name in others else next(iter(difflib.get_close_matches(name, [*own, *others], n=1)), None)
+    if meant not in others:
+        raise unknown("method", name, own)
+    command = "train_text.py (diffalign train-text)" if others[meant] == "text" else "train.py (diffalign train)"
+    advice = f"{meant!r} is {'a text' if others[meant] == 'text' else 'an image'} method: use {command}"
+    raise UserError(advice if name == meant else f"unknown method {name!r}; {advice}")
 
 
 def overview(modality: str, prog: str) -> str:

@@ -54,11 +54,11 @@ class LoraSettings:
 class AdapterBank:
     """All adapters of one network, by name; at most one is active at a time.
 
-    Adapter weights are float32 (at least) whatever the type of the network. Adapters are added before the network is
-    wrapped for several processes, never later.
+    Adapter weights are float32 (at least) whatever the type of the network. Adapters are added before the first step,
+    never later: optimizer and checkpoints know their weights by then.
 
     Args:
-        module: the network, unwrapped; adding an adapter freezes its own weights.
+        module: the network; adding an adapter freezes its own weights.
         default_targets: gives the targets of settings that name none.
     """
 

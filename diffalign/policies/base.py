@@ -32,16 +32,6 @@ class BasePolicy(ABC):
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.adapters = AdapterBank(module, lambda: self.lora_targets)
-        self._prepared: nn.Module | None = None
-
-    def attach(self, prepared: nn.Module) -> None:
-        """Tell the policy of the wrapped module (DDP, FSDP) that passes with a graph must go through."""
-        self._prepared = prepared
-
-    @property
-    def network(self) -> nn.Module:
-        """The module to call now: the wrapped one where a graph is built, else the bare one."""
-        return self._prepared if self._prepared is not None and torch.is_grad_enabled() else self.module
 
     @property
     def device(self) -> torch.device:

@@ -31,7 +31,7 @@ class SD3Policy(PipelinePolicy):
         return self.codec.downsampling * self.config.patch_size
 
     def predict(self, latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        output = self.network(
+        output = self.module(
             hidden_states=latents.to(self.dtype),
             timestep=timesteps,
             encoder_hidden_states=condition.tensors["prompt_embeds"].to(self.dtype),

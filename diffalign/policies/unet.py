@@ -24,7 +24,7 @@ class UNetPolicy(PipelinePolicy):
     def predict(self, latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         text = condition.tensors["prompt_embeds"].to(self.dtype)
         added = self._added_conditions(latents, condition)
-        output = self.network(
+        output = self.module(
             latents.to(self.dtype),
             timesteps,
             encoder_hidden_states=text,

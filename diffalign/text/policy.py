@@ -67,7 +67,7 @@ class TextPolicy(BasePolicy):
         arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
         if self._keeps_logits:  # none for the prompts' common columns
             arguments["logits_to_keep"] = input_ids.shape[1] - first + 1
-        logits = self.network(**arguments).logits[:, first - input_ids.shape[1] - 1 : -1]
+        logits = self.module(**arguments).logits[:, first - input_ids.shape[1] - 1 : -1]
         values = token_log_probs(logits, input_ids[:, first:])
         values = torch.where(completion_mask[:, first:].bool(), values, torch.zeros_like(values))
         return self.adapters.guard(F.pad(values, (first - 1, 0)))

@@ -47,7 +47,7 @@ class LinearPolicy(ToyPolicy):
         self.adapters.load_state_dict("default", {".delta": case.tensor("adapter_delta")})
 
     def predict(self, latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        return self.adapters.guard(self.network(latents, timesteps.to(latents.dtype) / 1000, condition))
+        return self.adapters.guard(self.module(latents, timesteps.to(latents.dtype) / 1000, condition))
 
 
 def run(case: GoldenCase) -> dict[str, object]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffalign.batch import Condition
 from diffalign.diffusion.guidance import guided
@@ -14,7 +14,7 @@ from diffalign.diffusion.sampling import sample
 from diffalign.errors import UserError
 from diffalign.policies.components import PipelinePolicy
 from diffalign.policies.unet import SDXLPolicy, UNetPolicy, time_ids
-from tests.factories import image_batch, tiny_pipeline, tiny_policy
+from tests.factories import tiny_pipeline, tiny_policy
 
 FAMILIES = ("sd", "sdxl", "sd3")
 PROMPTS = ["a red cube", "two", "x"]
@@ -213,26 +213,3 @@ def test_third_text_encoder_of_sd3() -> None:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_prediction_types_reach_the_process(prediction: str) -> None:
     assert tiny_policy("sd", prediction_type=prediction).process.prediction_type == prediction
-
-
-def test_wrapped_network_serves_passes_with_a_graph_only() -> None:
-    class Wrapper(nn.Module):
-        calls = 0
-
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            self.calls += 1
-            return self.inner(*args, **kwargs)
-
-    policy = tiny_policy("sd", lora=True)
-    wrapper = Wrapper(policy.module)
-    policy.attach(wrapper)
-    batch = image_batch(policy)
-    timesteps = torch.tensor([1, 2, 3, 4])
-    policy.predict(batch.latents, timesteps, batch.condition)
-    with policy.inference():
-        policy.predict(batch.latents, timesteps, batch.condition)
-    assert wrapper.calls == 1
