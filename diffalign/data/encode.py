@@ -132,8 +132,8 @@ class ImageEncoder:
 
     @torch.no_grad()
     def precompute(
-        self, dataset: ExampleSet, further_prompts: Sequence[str] = (), progress: Progress | None = None
-    ) -> ExampleSet:
+        self, dataset: ExampleSet[Example], further_prompts: Sequence[str] = (), progress: Progress | None = None
+    ) -> ExampleSet[Example]:
         """Encode every image and caption of a data set into the caches, each once.
 
         The order of work is that of the data, so all processes and a resumed run get the same bits. With a cache

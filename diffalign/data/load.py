@@ -30,7 +30,7 @@ _NEEDS_PREFERENCE = frozenset({"pairs", "caption_pairs", "ranked_lists"})
 _THREADS = 8
 
 
-def load_examples(source: Any, kind: DataKind, options: SourceOptions | None = None) -> ExampleSet | StreamSet:
+def load_examples(source: Any, kind: DataKind, options: SourceOptions | None = None) -> ExampleSet[Example] | StreamSet:
     """Load a data set as examples of a kind.
 
     Args:
@@ -67,7 +67,7 @@ def load_examples(source: Any, kind: DataKind, options: SourceOptions | None = N
     examples, notes = examples_from_records(records, kind, options.pairing, options.seed)
     if options.max_samples:
         examples = examples[: options.max_samples]
-    empty = ExampleSet(kind, [], reader.table.name, reader.table.notes, reader.table.held_out)
+    empty: ExampleSet[Example] = ExampleSet(kind, [], reader.table.name, reader.table.notes, reader.table.held_out)
     return empty.with_examples(examples, notes)
 
 
@@ -96,7 +96,7 @@ def examples_from_records(
     return examples, {reason: count for reason, count in notes.items() if count}
 
 
-def drop_unreadable(dataset: ExampleSet, strict: bool = False) -> ExampleSet:
+def drop_unreadable(dataset: ExampleSet[Example], strict: bool = False) -> ExampleSet[Example]:
     """Decode every image once and leave out the examples whose images cannot be decoded, counted.
 
     A data set that :meth:`ImageEncoder.precompute` goes through needs no such pass.
@@ -115,7 +115,9 @@ def drop_unreadable(dataset: ExampleSet, strict: bool = False) -> ExampleSet:
     return dataset.with_examples(kept, {"examples with unreadable images skipped": len(dataset) - len(kept)})
 
 
-def with_aspect_buckets(dataset: ExampleSet, resolution: tuple[int, int], max_ratio: float = 2.0) -> ExampleSet:
+def with_aspect_buckets(
+    dataset: ExampleSet[Example], resolution: tuple[int, int], max_ratio: float = 2.0
+) -> ExampleSet[Example]:
     """Give each example the training size nearest to the shape of its images: one size for all images of an example.
 
     Reads the header of every image; examples with an image that has none keep the run's own size, until they are left

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 from diffalign.data.image_source import ImageSource
 from diffalign.errors import UserError, unknown
 from diffalign.strategies.base import DataKind
 
+E = TypeVar("E")
 Numbers = float | tuple[float, ...] | tuple[tuple[float, ...], ...]
 """A number of an example, one for each of its images, or R for each of its images."""
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -156,8 +157,8 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class ExampleSet:
-    """All examples of a data set, in memory as light handles: images are read when they are used.
+class ExampleSet(Generic[E]):
+    """All examples of a data set, in memory; of images as light handles that are read when they are used.
 
     Args:
         kind: what the examples are.
@@ -169,7 +170,7 @@ class ExampleSet:
     """
 
     kind: DataKind
-    examples: Sequence[Example]
+    examples: Sequence[E]
     name: str = "data"
     notes: Mapping[str, int] = field(default_factory=dict)
     held_out: Callable[[str, int, int], HeldOut] | None = None
@@ -177,10 +178,10 @@ class ExampleSet:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __iter__(self) -> Iterator[Example]:
+    def __iter__(self) -> Iterator[E]:
         return iter(self.examples)
 
-    def with_examples(self, examples: Sequence[Example], notes: Mapping[str, int] | None = None) -> ExampleSet:
+    def with_examples(self, examples: Sequence[E], notes: Mapping[str, int] | None = None) -> Self:
         """Return the set with other examples and further notes; notes of zero are left away.
 
         Raises:

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,33 +32,23 @@ from diffalign.batch import ImageBatch
 from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Reduce, Spec, Strategy, Terms
 from diffalign.strategies.pair_kernel import DenoisingKernel, Noised
 from diffalign.strategies.registry import register
-from diffalign.strategies.utility import PointRule, Utility, UtilityObjective, label_rows
+from diffalign.strategies.utility import PointRule, Utility, UtilityConfig, UtilityObjective, label_rows
 
 
 @dataclass(frozen=True)
-class DiffusionKTOConfig:
+class DiffusionKTOConfig(UtilityConfig):
     """Constants of Diffusion-KTO.
 
     Args:
-        beta: inverse temperature on the difference of mean errors. 5000: the paper's best on SD 1.5 (the script's
-            default is 1000).
         utility: "sigmoid" (best in the paper), "loss_averse" or "risk_seeking" (the official code's "3").
         reference_point: "batch_mean" (official "none": the batch's own gains, clamped at 0), "class_means" (official
             "sigmoid": average of the means of liked and disliked, a class without examples counting 0) or "mismatched"
             (official "original": gains of the images under each other's captions, not clamped; two more evaluations
             without gradient, and two images at least in a micro-batch). "batch_mean": official default.
-        reference_scope: examples whose gains make the reference point: all of an optimizer step ("update"), or those of
-            one micro-batch on all processes ("micro_batch", official).
-        weight_liked: lambda of liked images. 1: official.
-        weight_disliked: lambda of disliked images. 1: official.
     """
 
-    beta: float = 5000.0
     utility: Utility = "sigmoid"
     reference_point: PointRule = "batch_mean"
-    reference_scope: Literal["update", "micro_batch"] = "update"
-    weight_liked: float = 1.0
-    weight_disliked: float = 1.0
 
 
 @register(
@@ -77,8 +66,7 @@ class DiffusionKTO(Strategy):
     def __init__(self, config: DiffusionKTOConfig) -> None:
         super().__init__(config)
         self.spec = replace(self.spec, statistics=config.reference_scope)
-        weights = (config.weight_liked, config.weight_disliked)
-        self.objective = UtilityObjective(config.beta, config.utility, weights, config.reference_point)
+        self.objective = UtilityObjective(config.beta, config.utility, config.weights, config.reference_point)
 
     def kernel(self) -> Kernel:
         """Plain denoising errors."""

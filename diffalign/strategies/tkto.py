@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from torch import Tensor
 
@@ -26,24 +25,12 @@ from diffalign.batch import ImageBatch
 from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Reduce, Spec, Strategy, Terms
 from diffalign.strategies.pair_kernel import DenoisingKernel, Noised
 from diffalign.strategies.registry import register
-from diffalign.strategies.utility import UtilityObjective, label_rows
+from diffalign.strategies.utility import UtilityConfig, UtilityObjective, label_rows
 
 
 @dataclass(frozen=True)
-class TKTOConfig:
-    """Constants of TKTO.
-
-    Args:
-        beta: inverse temperature on the difference of mean errors. 5000: Diffusion-KTO's on SD 1.5.
-        reference_scope: examples whose gains make the reference point, as in Diffusion-KTO.
-        weight_matched: lambda of matching captions. 1: as in Diffusion-KTO.
-        weight_mismatched: lambda of mismatched captions. 1: as in Diffusion-KTO.
-    """
-
-    beta: float = 5000.0
-    reference_scope: Literal["update", "micro_batch"] = "update"
-    weight_matched: float = 1.0
-    weight_mismatched: float = 1.0
+class TKTOConfig(UtilityConfig):
+    """Constants of TKTO, Diffusion-KTO's: a matching caption has label 1, a mismatched one 0."""
 
 
 @register(
@@ -61,8 +48,7 @@ class TKTO(Strategy):
     def __init__(self, config: TKTOConfig) -> None:
         super().__init__(config)
         self.spec = replace(self.spec, statistics=config.reference_scope)
-        weights = (config.weight_matched, config.weight_mismatched)
-        self.objective = UtilityObjective(config.beta, weights=weights)
+        self.objective = UtilityObjective(config.beta, weights=config.weights)
 
     def kernel(self) -> Kernel:
         """Plain denoising errors."""

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from diffalign.bundled import bundled_path
 from diffalign.data.readers import BUNDLED, SourceOptions, open_table
 from diffalign.data.rows import apply_column_map
-from diffalign.data.schema import Numbers, describe_notes
+from diffalign.data.schema import ExampleSet, Numbers
 from diffalign.data.table import Table
 from diffalign.errors import UserError, nearest
 
@@ -62,37 +62,14 @@ class TextExample:
 
 
 @dataclass(frozen=True)
-class TextSet:
-    """All examples of a data set.
+class TextSet(ExampleSet[TextExample]):
+    """All examples of a data set of text.
 
     Args:
-        examples: the examples.
-        name: of the data set, for messages.
-        notes: reason -> number of rows left out; a run prints them.
         bundled: these are the bundled writer's preferences, for which an exact reward exists.
     """
 
-    examples: Sequence[TextExample]
-    name: str = "data"
-    notes: Mapping[str, int] = field(default_factory=dict)
     bundled: bool = False
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __iter__(self) -> Iterator[TextExample]:
-        return iter(self.examples)
-
-    def with_examples(self, examples: Sequence[TextExample], notes: Mapping[str, int] | None = None) -> TextSet:
-        """Return the set with other examples and further notes; notes of zero are left away.
-
-        Raises:
-            UserError: if nothing is left.
-        """
-        merged = {**self.notes, **{reason: count for reason, count in (notes or {}).items() if count}}
-        if not examples:
-            raise UserError(f"{self.name}: nothing to train on is left ({describe_notes(merged)})")
-        return replace(self, examples=examples, notes=merged)
 
 
 def load_text_pairs(source: Any, options: SourceOptions | None = None) -> TextSet:
@@ -122,7 +99,8 @@ def load_text_pairs(source: Any, options: SourceOptions | None = None) -> TextSe
     rows = (apply_column_map(row, options.column_map) for row in table.rows())
     found = (_example(row, index, table.name, notes) for index, row in enumerate(rows))
     examples = list(itertools.islice((e for e in found if e is not None), options.max_samples or None))
-    return TextSet((), BUNDLED_PREFERENCES if bundled else table.name, bundled=bundled).with_examples(examples, notes)
+    empty = TextSet("pairs", (), BUNDLED_PREFERENCES if bundled else table.name, bundled=bundled)
+    return empty.with_examples(examples, notes)
 
 
 def common_prompt(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:

@@ -33,8 +33,8 @@ def _tkto(case: GoldenCase) -> dict[str, object]:
     )
     config = TKTOConfig(
         beta=case.params["beta"],
-        weight_matched=case.params["lambda_matched"],
-        weight_mismatched=case.params["lambda_mismatched"],
+        weight_liked=case.params["lambda_matched"],
+        weight_disliked=case.params["lambda_mismatched"],
     )
     pred, fields = case.tensor("policy_pred").requires_grad_(), {"label": case.tensor("labels")}
     target, ref_pred = case.tensor("target"), case.tensor("ref_pred")
