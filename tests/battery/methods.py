@@ -58,6 +58,11 @@ METHODS = {
     "dcpo": Described({"beta": 20.0}, pairs=True),
     "tdpo": Described({"beta": 20.0}, pairs=True),
     "tkto": Described({"beta": 20.0}),
+    "seppo": Described(
+        {"beta": 20.0, "flip": "none", "sampling_steps": MOVES, "sampling_guidance": 2.0},
+        calls={"policy": MOVES + 1, "trained": 1},
+    ),
+    "dro": Described({"margin": 10.0, "sampling_steps": MOVES}, calls={"reference": 1, "policy": MOVES, "trained": 1}),
 }
 PAIRS = [name for name, described in METHODS.items() if described.pairs]
 PROCESSES = ["epsilon", "v_prediction", "flow"]
@@ -131,15 +136,23 @@ def gradient(
     strategy: Strategy, policy: CountingPolicy, batches: list[ImageBatch], **options: Any
 ) -> tuple[Tensor, Account]:
     """Run one update through the loop's own gradient pass; return the gradient and the account."""
-    ctx = context(policy, **options)
+    ctx = context(policy, strategy, **options)
     policy.trained.grad = None
     account = GradientPass(strategy, ctx, [policy.trained], Processes())(Update(batches))
     return policy.trained.grad.clone(), account
 
 
-def context(policy: Policy, **options: Any) -> Context:
-    """A context whose reference is the policy with its adapter off."""
-    return Context(policy, AdaptersOff(policy), **options)
+def context(policy: Policy, strategy: Strategy, **options: Any) -> Context:
+    """A context whose reference is the policy with its adapter off; the strategy is built as of the start."""
+    ctx = Context(policy, AdaptersOff(policy), **options)
+    moved = policy.adapters.state_dict() if isinstance(policy, CountingPolicy) else {}
+    kept = {name: value.clone() for name, value in moved.items()}
+    for value in moved.values():
+        value.zero_()
+    strategy.build(ctx)
+    for name, value in moved.items():
+        value.copy_(kept[name])
+    return ctx
 
 
 def inversion_moves(timesteps: Tensor, num_train_timesteps: int = 1000) -> int:
