@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffalign.batch import Condition, ImageBatch
+from diffalign.batch import Batch, Condition, ImageBatch
 from diffalign.diffusion.random import rand_rows, randn_rows
 from diffalign.errors import UserError
 from diffalign.policies.pool import AdapterPool
@@ -59,17 +59,17 @@ class DROConfig:
 
     Args:
         margin: of the hinge, for errors averaged over elements. 0.001: official code.
-        sampling_steps: denoising steps of a trajectory. 20: official code.
+        rollout_steps: denoising steps of a trajectory. 20: official code.
         sampler_steps: optimizer steps after which the sampler takes the policy's weights again; more than 1 pushes away
             from what an older policy did, and needs --train_mode lora. 1: official code.
     """
 
     margin: float = 0.001
-    sampling_steps: int = 20
+    rollout_steps: int = 20
     sampler_steps: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("sampling_steps", "sampler_steps"):
+        for name in ("rollout_steps", "sampler_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: expected 1 or more")
 
@@ -101,7 +101,7 @@ class DRO(Strategy):
         if self.config.sampler_steps > 1:
             self.pool.build(ctx.policy.adapters)
 
-    def collect(self, ctx: Context, batches: Sequence[ImageBatch]) -> list[Update]:
+    def collect(self, ctx: Context, batches: Sequence[Batch]) -> list[Update]:
         """Refresh the sampler where that is due; every process does the same."""
         if self.config.sampler_steps > 1:
             age = ctx.step // self.config.sampler_steps
@@ -114,7 +114,7 @@ class DRO(Strategy):
     def draw(self, ctx: Context, batch: ImageBatch) -> Noised:
         """Walk a trajectory for every expert, then noise the expert to the timestep where it ended."""
         with self.pool.using() if self.config.sampler_steps > 1 else nullcontext():
-            met = own_trajectory(ctx, batch.condition, batch.seeds, batch.latents.shape[1:], self.config.sampling_steps)
+            met = own_trajectory(ctx, batch.condition, batch.seeds, batch.latents.shape[1:], self.config.rollout_steps)
         noise = randn_rows(batch.seeds, batch.latents.shape[1:], "noise", ctx.device)
         expert = noised_at(ctx, batch, met.timesteps, noise)
         return Noised(
@@ -159,7 +159,7 @@ def own_trajectory(ctx: Context, condition: Condition, seeds: Tensor, shape: Seq
     policy, process, device = ctx.policy, ctx.policy.process, ctx.device
     stride = process.num_train_timesteps // num_steps
     if not stride:
-        raise UserError(f"sampling_steps is {num_steps}: expected {process.num_train_timesteps} at most")
+        raise UserError(f"rollout_steps is {num_steps}: expected {process.num_train_timesteps} at most")
     last = (rand_rows(seeds, "trajectory-step", device) * num_steps).long()
     offset = (rand_rows(seeds, "trajectory-offset", device) * stride).long()
     descending = torch.arange(num_steps - 1, -1, -1, device=device)[:, None]

@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from diffalign.batch import Condition, ImageBatch
+from diffalign.batch import Batch, Condition, ImageBatch
 from diffalign.diffusion.guidance import guided
 from diffalign.diffusion.random import derive_seed, randn_rows
 from diffalign.diffusion.sampling import sample
@@ -80,8 +80,8 @@ class SePPOConfig:
         checkpoint_steps: optimizer steps of a stage, which ends with a new checkpoint. 30: paper.
         reference_draw: which checkpoint a stage refers to: any of them alike ("random", paper), the start ("initial",
             as DITTO) or the newest ("latest", as SPIN-Diffusion).
-        sampling_steps: denoising steps of a sampled image. 20: ours, the paper's number is unknown.
-        sampling_guidance: guidance of a sampled image; 1 switches it off. 7.5: Stable Diffusion's, the paper's
+        rollout_steps: denoising steps of a sampled image. 20: ours, the paper's number is unknown.
+        rollout_guidance_scale: guidance of a sampled image; 1 switches it off. 7.5: Stable Diffusion's, the paper's
             is unknown.
     """
 
@@ -90,11 +90,11 @@ class SePPOConfig:
     sign_tolerance: float = 1e-6
     checkpoint_steps: int = 30
     reference_draw: Literal["random", "initial", "latest"] = "random"
-    sampling_steps: int = 20
-    sampling_guidance: float = 7.5
+    rollout_steps: int = 20
+    rollout_guidance_scale: float = 7.5
 
     def __post_init__(self) -> None:
-        for name in ("checkpoint_steps", "sampling_steps"):
+        for name in ("checkpoint_steps", "rollout_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: expected 1 or more")
 
@@ -125,7 +125,7 @@ class SePPO(Strategy):
         """Make the start the first checkpoint."""
         self.pool.build(ctx.policy.adapters)
 
-    def collect(self, ctx: Context, batches: Sequence[ImageBatch]) -> list[Update]:
+    def collect(self, ctx: Context, batches: Sequence[Batch]) -> list[Update]:
         """End a stage where one is over, and load the checkpoint of the present one; every process does the same."""
         stage = ctx.step // self.config.checkpoint_steps
         while len(self.pool) <= stage:
@@ -168,8 +168,8 @@ class SePPO(Strategy):
 
     def _sample(self, ctx: Context, condition: Condition, seeds: Tensor, shape: Sequence[int]) -> Tensor:
         """Clean latents (rows, *shape) under the adapter that is active."""
-        policy, scale = ctx.policy, self.config.sampling_guidance
+        policy, scale = ctx.policy, self.config.rollout_guidance_scale
         null = policy.null_condition(len(seeds)) if scale != 1 else None
         predict = guided(policy.predict, condition, null, scale)
         noise = randn_rows(seeds, shape, "own-image", ctx.device)
-        return sample(predict, policy.process, noise, self.config.sampling_steps)
+        return sample(predict, policy.process, noise, self.config.rollout_steps)

@@ -68,7 +68,7 @@ class TextEncoder:
                 )
         in_blocks = [rows[block] for block in range(len(tokenized[0])) for rows in tokenized]
         device = self._policy.device
-        tensors = {name: value.to(device) for name, value in self._padded(in_blocks).items()}
+        padded = self._padded(in_blocks)
         return TextBatch(
             ids=[example.id for example in examples],
             seeds=micro.seeds,
@@ -76,8 +76,9 @@ class TextEncoder:
             fields=_field_tensors(examples, device),
             cache_keys=[example.id for example in examples],  # nothing is drawn: values depend on the example alone
             completions_per_prompt=len(tokenized[0]),
-            metadata=(),
-            **tensors,
+            input_ids=padded["input_ids"].to(device),
+            attention_mask=padded["attention_mask"].to(device),
+            completion_mask=padded["completion_mask"].to(device),
         )
 
     def precompute(self, dataset: TextSet) -> TextSet:

@@ -59,10 +59,10 @@ METHODS = {
     "tdpo": Described({"beta": 20.0}, pairs=True),
     "tkto": Described({"beta": 20.0}),
     "seppo": Described(
-        {"beta": 20.0, "flip": "none", "sampling_steps": MOVES, "sampling_guidance": 2.0},
+        {"beta": 20.0, "flip": "none", "rollout_steps": MOVES, "rollout_guidance_scale": 2.0},
         calls={"policy": MOVES + 1, "trained": 1},
     ),
-    "dro": Described({"margin": 10.0, "sampling_steps": MOVES}, calls={"reference": 1, "policy": MOVES, "trained": 1}),
+    "dro": Described({"margin": 10.0, "rollout_steps": MOVES}, calls={"reference": 1, "policy": MOVES, "trained": 1}),
 }
 PAIRS = [name for name, described in METHODS.items() if described.pairs]
 PROCESSES = ["epsilon", "v_prediction", "flow"]

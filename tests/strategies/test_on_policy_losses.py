@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import grad, gradcheck
@@ -164,6 +164,7 @@ def test_dro_rests_where_experts_lead() -> None:
 SCORES = st.lists(st.lists(st.integers(0, 4), min_size=2, max_size=2), min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(SCORES)
 def test_front_is_what_nobody_dominates(scores: list[list[int]]) -> None:
     front = pareto_mask(torch.tensor(scores, dtype=torch.float64)).tolist()
@@ -195,6 +196,7 @@ def test_centred_guidance_has_ordinary_guidance_as_its_limits() -> None:
     torch.testing.assert_close(centred_guidance(original, original, null, 5.0, 5.0), doubled)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([0, 1, 2]), min_size=6, max_size=6))
 def test_win_rates_average_to_one_half(outcomes: list[int]) -> None:
     rates = duel_win_rates(torch.combinations(torch.arange(4)), torch.tensor(outcomes), 4)

@@ -31,7 +31,7 @@ def move(policy: ToyPolicy, *delta: float) -> None:
 
 
 def seppo(policy: ToyPolicy, **options: object) -> tuple[SePPO, Context]:
-    strategy = SePPO(SePPOConfig(**{"sampling_steps": 3, "checkpoint_steps": 2, **options}))  # type: ignore[arg-type]
+    strategy = SePPO(SePPOConfig(**{"rollout_steps": 3, "checkpoint_steps": 2, **options}))  # type: ignore[arg-type]
     ctx = context(policy, with_reference=False)
     strategy.build(ctx)
     return strategy, ctx
@@ -54,7 +54,7 @@ def test_seppo_starts_at_log_two_and_ignores_its_own_images(process: str) -> Non
 
 def test_the_checkpoint_that_samples_is_the_reference() -> None:
     policy = moved_policy(delta=(0.1, -0.2))
-    strategy, ctx = seppo(policy, sampling_guidance=2.0)
+    strategy, ctx = seppo(policy, rollout_guidance_scale=2.0)
     move(policy, 0.3, 0.3)
     batch = image_batch(policy, examples=3, images=1)
     draws = strategy.draw(ctx, batch)
@@ -123,8 +123,8 @@ def test_without_adapters_there_is_no_past() -> None:
 
 @pytest.mark.parametrize("make", [SePPOConfig, DROConfig])
 def test_steps_are_counted_from_one(make: type) -> None:
-    with pytest.raises(UserError, match="sampling_steps is 0"):
-        make(sampling_steps=0)
+    with pytest.raises(UserError, match="rollout_steps is 0"):
+        make(rollout_steps=0)
 
 
 def walk(policy: ToyPolicy, seeds: Tensor, num_steps: int = 5):  # type: ignore[no-untyped-def]
@@ -173,7 +173,7 @@ def test_trajectories_visit_all_timesteps_and_belong_to_their_seeds() -> None:
 def test_a_fresh_sampler_costs_nothing_and_an_old_one_pushes(process: str) -> None:
     policy = moved_policy(process)
     ctx, batch = context(policy), image_batch(policy, examples=4, images=1)
-    strategy = DRO(DROConfig(sampling_steps=3, sampler_steps=2))
+    strategy = DRO(DROConfig(rollout_steps=3, sampler_steps=2))
     strategy.build(ctx)
     strategy.collect(ctx, [batch])
     _, output = step(strategy, ctx, batch)
@@ -188,6 +188,6 @@ def test_a_fresh_sampler_costs_nothing_and_an_old_one_pushes(process: str) -> No
 
 def test_at_the_start_the_hinge_is_its_margin() -> None:
     policy = ToyPolicy()
-    _, output = step(DRO(DROConfig(sampling_steps=3)), context(policy), image_batch(policy, examples=4, images=1))
+    _, output = step(DRO(DROConfig(rollout_steps=3)), context(policy), image_batch(policy, examples=4, images=1))
     assert output.loss.item() == pytest.approx(0.001)
     assert output.metrics["active_share"].tolist() == [1.0] * 4

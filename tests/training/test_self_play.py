@@ -21,8 +21,8 @@ from diffalign.training.checkpoint import list_checkpoints, read_checkpoint
 from tests.factories import save_tiny
 
 OWN = {
-    "seppo": {"checkpoint_steps": 2, "sampling_steps": 2, "beta": 100.0},
-    "dro": {"sampler_steps": 2, "sampling_steps": 2},
+    "seppo": {"checkpoint_steps": 2, "rollout_steps": 2, "beta": 100.0},
+    "dro": {"sampler_steps": 2, "rollout_steps": 2},
 }
 
 
