@@ -16,7 +16,7 @@ from train_scripts.world.pictures import rendered
 from train_scripts.world.vae import encode
 from train_scripts.world.workspace import Workspace
 
-COUNT = 40_064
+COUNT = 80_128
 CHUNK = 64
 
 

@@ -1,7 +1,8 @@
 """Stages "proxy" and "proxy-pairs": tiny-pickscore, a small CLIPModel made in two steps as PickScore was.
 
 1. Contrastive, on renderings: a caption must find its true picture among those of other captions, one with a fact
-   changed and one with deformed shapes. The vision tower also learns, through a head that is thrown away, which object
+   changed and one with deformed shapes; a picture must find its caption among those of others and some with a word
+   changed. The vision tower also learns, through a head that is thrown away, which object
    lies under each patch: that makes minutes do for hours.
 2. PickScore's objective, on pairs sampled from tiny-sd for training captions: a softmax over the two logits, the
    picture with the higher graded verifier score preferred.
@@ -29,14 +30,16 @@ from train_scripts.world import samples
 from train_scripts.world.export import save_half
 from train_scripts.world.fitting import FitSettings, fit
 from train_scripts.world.pictures import to_pictures, to_tensor
-from train_scripts.world.spoiled import Picture, spoil_meaning, spoil_picture
+from train_scripts.world.spoiled import Picture, spoil_caption, spoil_meaning, spoil_picture
 from train_scripts.world.text import build_tokenizer, text_config
 from train_scripts.world.workspace import Workspace
 
 NAME = "tiny-pickscore"
-CONTRASTIVE = FitSettings(steps=1350, learning_rate=1e-3, warmup=60, ema_decay=0.99, seed=5)
+CONTRASTIVE = FitSettings(steps=4500, learning_rate=1e-3, warmup=200, ema_decay=0.995, seed=5)
 PAIRS = FitSettings(steps=300, learning_rate=2e-4, warmup=30, ema_decay=0.99, seed=6)
 CAPTIONS = 32
+WRONG_CAPTIONS = 3
+"""Captions with a word changed, for each true one."""
 SAMPLED, RENDERED = 32, 12
 """Pairs of each kind in a batch of the second step."""
 PATCH = 8
@@ -108,10 +111,13 @@ def train_contrastive(workspace: Workspace) -> None:
         deformed = [spoil_picture(t, record.metadata, rng) for t, record in zip(true, records, strict=True)]
         pictures = to_tensor([soften(p, rng) for p in (*true, *changed, *deformed)])
         image, patches = scorer.image(pictures)
-        text = scorer.text([record.text for record in records])
+        wrong = [spoil_caption(record.text, rng) for record in records for _ in range(WRONG_CAPTIONS)]
+        text, wrong_text = scorer.text([*(record.text for record in records), *wrong]).split((CAPTIONS, len(wrong)))
         objects = torch.stack([patch_labels(scene) for scene in scenes])
         located = F.cross_entropy(head(patches[:CAPTIONS]).flatten(0, 1), objects.flatten())
-        return contrast(text @ image.T, records) + located
+        own = torch.stack([text, *wrong_text.view(CAPTIONS, WRONG_CAPTIONS, -1).unbind(1)])
+        worded = F.cross_entropy((own * image[:CAPTIONS]).sum(-1).T, torch.zeros(CAPTIONS, dtype=torch.long))
+        return contrast(text @ image.T, records) + worded + located
 
     folder = workspace.folder("proxy")
     fit("proxy", [model, head], loss, CONTRASTIVE.scaled(workspace), folder)

@@ -37,7 +37,7 @@ class SamplePlan:
     seed: int
 
 
-PROXY = SamplePlan("proxy-samples", "train", 320, 1)
+PROXY = SamplePlan("proxy-samples", "train", 800, 1)
 TRAIN = SamplePlan("train-samples", "train", 800, 0)
 TURBO = SamplePlan("turbo-samples", "train", 600, 2)
 TUNE = SamplePlan("tune-samples", "tune", 64, 0)

@@ -20,8 +20,8 @@ from train_scripts.world.text import build_tokenizer, text_config
 from train_scripts.world.workspace import Workspace
 
 FIT = FitSettings(steps=4000, learning_rate=2e-3, seed=3)
-REFINE = FitSettings(steps=1900, learning_rate=1.5e-3, warmup=30, floor=0.01, ema_decay=0.995, seed=8)
-LAYOUT_SHARE, LAYOUT_LEVELS = 0.85, (250, 1000)
+REFINE = FitSettings(steps=6000, learning_rate=1.5e-3, warmup=100, floor=0.01, ema_decay=0.998, seed=9)
+LAYOUT_SHARE, LAYOUT_LEVELS = 0.7, (250, 1000)
 """Share of the second training's rows whose timestep lies where colours and places are decided."""
 MAX_WEIGHT = 10.0
 """Bound of the second training's error weights."""

@@ -1,4 +1,4 @@
-"""Pictures with something wrong: one fact changed, or shapes deformed as half-trained models deform them."""
+"""Pictures and captions with something wrong: one fact changed, or shapes deformed as half-trained models do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffalign.world.grammar import COLORS, RELATIONS, SHAPES
+from diffalign.world.grammar import COLORS, COUNT_WORDS, RELATIONS, SHAPES, plural, with_article
 from diffalign.world.render import SIDE, render
 
 Picture = NDArray[np.uint8]
@@ -40,6 +40,39 @@ def spoil_meaning(metadata: Mapping[str, Any], rng: random.Random) -> dict[str, 
     else:
         rows[0]["color"], rows[1]["color"] = rows[1]["color"], rows[0]["color"]
     return changed
+
+
+def spoil_caption(text: str, rng: random.Random) -> str:
+    """Change one word of a caption (colour, shape, count or relation), or exchange its two colours."""
+    words = _joined_relations(text).split()
+    colors = [index for index, word in enumerate(words) if word in COLORS]
+    if len(colors) == 2 and rng.random() < 0.3:
+        first, second = colors
+        words[first], words[second] = words[second], words[first]
+    else:
+        index, family = rng.choice([(i, f) for i, word in enumerate(words) for f in _FAMILIES if word in f])
+        words[index] = rng.choice([other for other in family if other not in words])
+    return _with_articles(words)
+
+
+_PLURALS = tuple(map(plural, SHAPES))
+_RELATION_WORDS = tuple(relation.replace(" ", "_") for relation in RELATIONS)
+_FAMILIES = (COLORS, SHAPES, _PLURALS, tuple(COUNT_WORDS.values()), _RELATION_WORDS)
+"""Words of which one may stand for another."""
+
+
+def _joined_relations(text: str) -> str:
+    for relation, word in zip(RELATIONS, _RELATION_WORDS, strict=True):
+        text = text.replace(relation, word)
+    return text
+
+
+def _with_articles(words: list[str]) -> str:
+    """Join words and choose "a" or "an" anew before each."""
+    for index, word in enumerate(words[:-1]):
+        if word in ("a", "an"):
+            words[index] = with_article(words[index + 1]).split()[0]
+    return " ".join(words).replace("_", " ")
 
 
 def spoil_picture(picture: Picture, metadata: Mapping[str, Any], rng: random.Random) -> Picture:
