@@ -34,6 +34,7 @@ def score_command(argv: Sequence[str], rewards: str | None = None, prog: str = "
     parser.add_argument("--device", type=str, default="cpu", help="where networks run")
     parser.add_argument("--batch_size", type=int, default=16, help="pictures scored at once")
     options = parser.parse_args(list(argv))
+    from diffalign.evaluation.manifest import generation_of
     from diffalign.rewards.compose import load_parts, parse_rewards
     from diffalign.rewards.scoring import read_items, score_items, write_scores
 
@@ -46,5 +47,6 @@ def score_command(argv: Sequence[str], rewards: str | None = None, prog: str = "
         sys.stdout.write(f"{label}: mean {values.mean().item():.4f}, {low:.4f} to {high:.4f} ({unit})\n")
     sys.stdout.write(f"{len(items)} images scored\n")
     if options.output is not None:
-        write_scores(options.output, items, parts, scores)
+        drawn = generation_of(options.images if options.images.is_dir() else options.images.parent)
+        write_scores(options.output, items, parts, scores, drawn)
     return 0

@@ -1,11 +1,14 @@
 """Paired comparison of two sets of images: same captions, same seeds, one score each. Pure functions.
 
 Ties count one half. Intervals are at 95 %: Wilson (which admits the halves that ties count) for a
-single run, and a bootstrap over captions *and* training seeds where a method was trained several times.
+single run, the exact binomial one of its decided comparisons, and a bootstrap over captions *and* training seeds where
+a method was trained several times or a caption has several images.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -71,3 +74,46 @@ def bootstrap_mean(values: Tensor, resamples: int = 2000, seed: int = 0) -> Esti
         means[index] = values[rows][:, columns].double().mean()
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Estimate(values.double().mean().item(), low, high)
+
+
+def exact_win_rate(outcomes: Tensor) -> Estimate:
+    """Win rate with the exact binomial (Clopper-Pearson) interval of the decided comparisons; ties keep their halves.
+
+    Args:
+        outcomes: (n,) of 1, 0 and one half, of independent comparisons: one image a caption.
+    """
+    n, ties = outcomes.numel(), int((outcomes == 0.5).sum())
+    won, decided = int((outcomes == 1).sum()), n - ties
+    low, high = clopper_pearson(won, decided) if decided else (0.5, 0.5)
+    rate = outcomes.double().mean().item()
+    return Estimate(rate, (low * decided + ties / 2) / n, (high * decided + ties / 2) / n)
+
+
+def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a binomial share.
+
+    Args:
+        successes, trials: counts, ``trials`` positive.
+        level: of confidence.
+    """
+    tail = (1 - level) / 2
+    low = 0.0 if successes == 0 else _solve(lambda p: 1 - _binomial_cdf(successes - 1, trials, p) - tail)
+    high = 1.0 if successes == trials else _solve(lambda p: tail - _binomial_cdf(successes, trials, p))
+    return low, high
+
+
+def _binomial_cdf(count: int, trials: int, p: float) -> float:
+    """Probability of at most ``count`` successes, for p strictly between 0 and 1."""
+    k = torch.arange(count + 1, dtype=torch.float64)
+    n = torch.tensor(float(trials), dtype=torch.float64)
+    ways = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+    return (ways + k * math.log(p) + (n - k) * math.log1p(-p)).exp().sum().item()
+
+
+def _solve(increasing: Callable[[float], float]) -> float:
+    """Zero in (0, 1) of an increasing function, by bisection to double precision."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if increasing(middle) > 0 else (middle, high)
+    return (low + high) / 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -43,6 +44,8 @@ class Reward(ABC):
     """
 
     info: RewardInfo
+    weights_files: Sequence[Path] = ()
+    """Weights that runtimes other than torch read; they are hashed into the records of evaluations."""
 
     @abstractmethod
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:

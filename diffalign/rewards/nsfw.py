@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,9 @@ def _load(options: LoadOptions) -> Reward:
         import onnxruntime
     except ImportError as problem:
         raise MissingExtra("onnxruntime", "scorers", "the reward 'nsfw'") from problem
-    session = onnxruntime.InferenceSession(str(options.source or weights_file("open-nsfw")))
+    path = Path(options.source) if options.source else weights_file("open-nsfw")
+    session = onnxruntime.InferenceSession(str(path))
     (inputs,) = session.get_inputs()
-    return Safety(lambda batch: session.run(None, {inputs.name: batch})[0])
+    reward = Safety(lambda batch: session.run(None, {inputs.name: batch})[0])
+    reward.weights_files = (path,)
+    return reward

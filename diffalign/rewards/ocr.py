@@ -6,7 +6,9 @@ one minus the edit distance over the target's length, the distance capped at tha
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -109,4 +111,8 @@ def rapidocr_recogniser() -> Recogniser:
 @register("ocr", summary="share of the caption's quoted text that can be read", paper="arXiv 2505.05470")
 def _load(options: LoadOptions) -> Reward:
     no_source("ocr", options)
-    return OcrReward(rapidocr_recogniser())
+    reward = OcrReward(rapidocr_recogniser())
+    spec = importlib.util.find_spec("rapidocr")
+    if spec is not None and spec.origin is not None:
+        reward.weights_files = sorted(Path(spec.origin).parent.rglob("*.onnx"))
+    return reward

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +14,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from diffalign.errors import UserError
+from diffalign.records import write_json, write_jsonl
 from diffalign.rewards.base import Reward
+from diffalign.rewards.identity import weights_hash
 from diffalign.rewards.pixels import PixelReward
 from diffalign.rewards.preprocess import to_tensor
 
@@ -140,25 +143,48 @@ def _score_batch(reward: Reward, items: Sequence[Item], pictures: Sequence[Image
     return torch.cat([reward.score(to_tensor(picture)[None], [prompt], [row]) for picture, prompt, row in rows])
 
 
+def describe_rewards(rewards: Mapping[str, Reward]) -> dict[str, Any]:
+    """Return what every number means and which weights it was made with, for manifests."""
+    return {
+        label: {
+            **asdict(reward.info),
+            "range": [str(end) for end in reward.info.range],
+            "weights_hash": weights_hash(reward),
+        }
+        for label, reward in rewards.items()
+    }
+
+
 def write_scores(
-    path: Path, items: Sequence[Item], rewards: Mapping[str, Reward], scores: Mapping[str, Tensor]
+    path: Path,
+    items: Sequence[Item],
+    rewards: Mapping[str, Reward],
+    scores: Mapping[str, Tensor],
+    generation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write one JSON line an image, and beside it ``NAME.manifest.json`` with what every number means."""
+    """Write one JSON line an image, and beside it ``NAME.manifest.json`` with what every number means.
+
+    Args:
+        path: the JSONL file.
+        items, rewards, scores: as scored.
+        generation: how the images were drawn, where that is known.
+
+    Raises:
+        UserError: if a file cannot be written.
+    """
     columns = {label: values.tolist() for label, values in scores.items()}
-    lines = [
-        json.dumps(
-            {"image": str(item.image), "prompt": item.prompt, **{label: column[i] for label, column in columns.items()}}
-        )
+    rows = [
+        {"image": str(item.image), "prompt": item.prompt, **{label: column[i] for label, column in columns.items()}}
         for i, item in enumerate(items)
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
-    manifest = {
-        "images": len(items),
-        "rewards": {
-            label: {**asdict(reward.info), "range": [str(end) for end in reward.info.range]}
-            for label, reward in rewards.items()
+    write_json(
+        path.with_suffix(".manifest.json"),
+        {
+            "images": len(items),
+            "rewards": describe_rewards(rewards),
+            "means": {label: values.mean().item() for label, values in scores.items()},
+            "prompts_sha256": hashlib.sha256("\n".join(item.prompt for item in items).encode()).hexdigest(),
+            "generation": None if generation is None else dict(generation),
         },
-        "means": {label: values.mean().item() for label, values in scores.items()},
-    }
-    path.with_suffix(".manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    )
+    write_jsonl(path, rows)

@@ -1,0 +1,89 @@
+"""Result files: written whole or not at all, read with an error that names the line, hashed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from diffalign.errors import UserError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name, then rename it; its folder is made.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as problem:
+        draft.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {problem}") from problem
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as indented JSON; numbers that JSON has no word for are refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: if it is absent or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as problem:
+        raise UserError(f"there is no file {path}") from problem
+    except (OSError, ValueError) as problem:
+        raise UserError(f"{path} is not readable as JSON: {problem}") from problem
+
+
+def read_jsonl(path: Path, required: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Read one JSON object a line; empty lines are skipped.
+
+    Args:
+        path: the file.
+        required: keys that every object must have.
+
+    Raises:
+        UserError: if the file is absent or empty, or naming the first line that is no such object.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as problem:
+        raise UserError(f"cannot read {path}: {problem}") from problem
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as problem:
+            raise UserError(f"{path}, line {number}: no JSON ({problem})") from problem
+        missing = [key for key in required if not isinstance(row, Mapping) or key not in row]
+        if missing or not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: expected an object with {', '.join(required) or 'keys'}")
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path} is empty: it holds no row")
+    return rows
+
+
+def sha256_of(path: Path) -> str:
+    """Hash a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
