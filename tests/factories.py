@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -24,6 +25,7 @@ from diffalign.policies.base import Policy
 from diffalign.policies.components import PipelinePolicy
 from diffalign.policies.sd3 import SD3Policy
 from diffalign.policies.unet import SDXLPolicy, UNetPolicy
+from diffalign.rewards.base import Metadata, Reward, RewardInfo
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,.-"
@@ -355,6 +357,17 @@ def toy_process(kind: str) -> NoiseProcess:
     process = process_from_scheduler(ddim(kind))
     assert isinstance(process, DiscreteProcess)
     return process
+
+
+class Ripples(Reward):
+    """A smooth reward of images in the type they have: their mean, and waves over the pixels."""
+
+    info = RewardInfo("ripples", "waves", (-math.inf, math.inf), differentiable=True)
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
+        flat = images.flatten(1)
+        waves = torch.linspace(0, 6, flat.shape[1], dtype=flat.dtype, device=flat.device).cos()
+        return flat.mean(1) + 3 * (torch.sin(3 * flat) * waves).mean(1)
 
 
 # --- batches ------------------------------------------------------------------------------------------------------

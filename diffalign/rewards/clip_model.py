@@ -56,11 +56,15 @@ class ClipTowers:
         return unit(projected(features))
 
     def text(self, prompts: Sequence[str]) -> Tensor:
-        """Return unit embeddings of captions, (batch, dimensions); rewards see the same captions again and again."""
+        """Return unit embeddings of captions, (batch, dimensions); rewards see the same captions again and again.
+
+        Each is encoded alone: beside others it would be rounded differently, and a resumed run would not repeat.
+        """
         if missing := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]:
             if len(self._known) + len(missing) > _MAX_CACHED:
                 self._known.clear()
                 missing = list(dict.fromkeys(prompts))
-            batch = self.tokenizer(missing, padding="max_length", truncation=True, return_tensors="pt")
-            self._known.update(zip(missing, self.tokens(batch.input_ids, batch.attention_mask), strict=True))
+            for prompt in missing:
+                alone = self.tokenizer([prompt], padding="max_length", truncation=True, return_tensors="pt")
+                self._known[prompt] = self.tokens(alone.input_ids, alone.attention_mask)[0]
         return torch.stack([self._known[prompt] for prompt in prompts])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from diffalign.strategies.base import Context, Strategy, Update
 from diffalign.strategies.registry import get_method
 from diffalign.training.processes import Processes
 from diffalign.training.update import Account, GradientPass
-from tests.factories import ToyPolicy, image_batch
+from tests.factories import Ripples, ToyPolicy, image_batch
 
 MOVES = 3
 
@@ -31,7 +32,7 @@ class Described:
         pairs: the loss is that of a logit between a chosen and a rejected image, log 2 at the reference.
         inversion: predictions that each inversion move in ``draw`` takes; 0 where nothing is inverted.
         calls: denoiser calls of a step besides those: "reference", "policy" (without a graph), "trained" (with one).
-        liked_sign: +1 where less error of liked images lowers the loss, -1 where more does.
+        liked_sign: +1 where less error of liked images lowers the loss, -1 where more does, or where terms are rewards.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
@@ -39,6 +40,12 @@ class Described:
     inversion: int = 0
     calls: dict[str, int] = field(default_factory=lambda: {"reference": 1, "trained": 1})
     liked_sign: int = 1
+
+
+def climbing(options: Mapping[str, Any] | None = None, **calls: int) -> Described:
+    """A method that follows a reward's gradient through short sampling."""
+    short = {"rollout_steps": MOVES, "rollout_guidance_scale": 1.0, "loss_form": "linear", **(options or {})}
+    return Described(short, calls=calls, liked_sign=-1)
 
 
 METHODS = {
@@ -63,6 +70,11 @@ METHODS = {
         calls={"policy": MOVES + 1, "trained": 1},
     ),
     "dro": Described({"margin": 10.0, "rollout_steps": MOVES}, calls={"reference": 1, "policy": MOVES, "trained": 1}),
+    # a live step is computed once more in backward
+    "alignprop": climbing(policy=MOVES - 1, trained=2),
+    "draft_k": climbing(policy=MOVES - 1, trained=2),
+    "draft_lv": climbing(policy=MOVES, trained=1),
+    "refl": climbing({"earliest_jump": 0.9}, policy=MOVES - 1, trained=1),
 }
 PAIRS = [name for name, described in METHODS.items() if described.pairs]
 PROCESSES = ["epsilon", "v_prediction", "flow"]
@@ -84,6 +96,8 @@ def batch_for(name: str, policy: Policy, examples: int = 4, dtype: torch.dtype =
     batch = image_batch(policy, examples, images, own_captions=own_captions, **fields)
     if kind == "mismatched_captions":
         batch = replace(batch, latents=batch.latents[:examples].repeat(2, 1, 1, 1))
+    if kind == "prompts":
+        batch = replace(batch, latents=batch.latents[:0], fields={})
     fields = {name: value.to(dtype) for name, value in batch.fields.items()}
     return replace(batch, latents=batch.latents.to(dtype), fields=fields)
 
@@ -99,7 +113,7 @@ def select(batch: ImageBatch, examples: list[int]) -> ImageBatch:
         seeds=batch.seeds[rows],
         prompts=[batch.prompts[i] for i in examples],
         fields={name: value[rows] for name, value in batch.fields.items()},
-        latents=torch.cat([block[rows] for block in blocks]),
+        latents=torch.cat([block[rows] for block in blocks]) if len(batch.latents) else batch.latents,
         conditions=tuple(conditions[id(c)] for c in batch.conditions),
     )
 
@@ -143,8 +157,8 @@ def gradient(
 
 
 def context(policy: Policy, strategy: Strategy, **options: Any) -> Context:
-    """A context whose reference is the policy with its adapter off; the strategy is built as of the start."""
-    ctx = Context(policy, AdaptersOff(policy), **options)
+    """A context with a reward, whose reference is the policy without adapter; the strategy is built as at the start."""
+    ctx = Context(policy, AdaptersOff(policy), **{"rewards": {"ripples": Ripples()}, **options})
     moved = policy.adapters.state_dict() if isinstance(policy, CountingPolicy) else {}
     kept = {name: value.clone() for name, value in moved.items()}
     for value in moved.values():

@@ -113,6 +113,8 @@ def test_less_error_of_liked_images_and_more_of_disliked_ones_lower_the_loss(nam
     blocks = slope.view(-1, batch.size)
     if strategy.spec.data == "winners":  # what stands beside them is the policy's own
         liked, disliked = blocks[:1], blocks[1:]
+    elif strategy.spec.data == "prompts":
+        liked, disliked = blocks, blocks[:0]
     elif "label" in batch.fields:
         liked, disliked = blocks[:, batch.fields["label"] == 1], blocks[:, batch.fields["label"] == 0]
     else:

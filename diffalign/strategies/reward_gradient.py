@@ -1,0 +1,231 @@
+"""What methods share that follow the gradient of a differentiable reward through the sampler.
+
+A kernel samples without a gradient up to some point (in ``draw``: once, however often the rest is evaluated) and from
+there to clean latents with one (``arrive``, in ``terms``). Terms are the rewards of the decoded images, (rows, 1).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffalign.batch import Condition, ImageBatch
+from diffalign.diffusion.differentiable import sample_with_gradient
+from diffalign.diffusion.guidance import Predictor, guided
+from diffalign.diffusion.level import Grid
+from diffalign.diffusion.random import derive_seed, randn_rows
+from diffalign.errors import UserError, unknown
+from diffalign.rewards.combine import WeightedSum
+from diffalign.strategies.base import Context, LossOutput, Piece, Spec
+
+RewardForm = Literal["linear", "distance", "hinge"]
+
+
+def reward_loss(rewards: Tensor, form: RewardForm = "linear", target: float = 0.0) -> Tensor:
+    """Loss of each image.
+
+    Args:
+        rewards: any shape, higher is better.
+        form: "linear" ``target - R``; "distance" ``|R - target|``, which pulls back from above it; "hinge"
+            ``max(target - R, 0)``, which leaves images above it alone.
+        target: the reward that is aimed at; without effect on the gradient of "linear".
+
+    Returns:
+        the losses, shaped as ``rewards``.
+    """
+    gap = target - rewards
+    if form == "linear":
+        return gap
+    if form == "distance":
+        return gap.abs()
+    if form == "hinge":
+        return gap.clamp(min=0)
+    raise unknown("form of a reward loss", form, ("linear", "distance", "hinge"))
+
+
+@dataclass(frozen=True)
+class RewardGradientConfig:
+    """Constants that all methods with a reward's gradient have.
+
+    Args:
+        rollout_steps: moves from noise to image while training. 50: official code of AlignProp.
+        rollout_guidance_scale: guidance of those samples; 1 switches it off. 5: official code of AlignProp.
+        eta: share of DDIM's randomness, 0 .. 1; flow models sample without any. 1: official code of AlignProp.
+        detach_unconditional: take the unconditional branch of guidance for a constant. False: official code of
+            AlignProp.
+        loss_form: "linear" -R, "distance" |R - target|, or "hinge" max(target - R, 0). linear: the official HPS
+            setting ("distance" in its aesthetic one).
+        reward_target: the target of the other forms. 0: ours.
+        loss_scale: factor on the loss, which acts through gradient clipping. 0.01: official code of AlignProp.
+    """
+
+    rollout_steps: int = 50
+    rollout_guidance_scale: float = 5.0
+    eta: float = 1.0
+    detach_unconditional: bool = False
+    loss_form: RewardForm = "linear"
+    reward_target: float = 0.0
+    loss_scale: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.rollout_steps < 1:
+            raise UserError(f"rollout_steps is {self.rollout_steps}: expected 1 at least")
+        if not 0 <= self.eta <= 1:
+            raise UserError(f"eta is {self.eta}: expected a number in [0, 1]")
+        if self.loss_scale <= 0:
+            raise UserError(f"loss_scale is {self.loss_scale}: expected a number above 0")
+
+    def objective(self, rewards: Tensor, examples: int) -> LossOutput:
+        """Return the mean loss over examples.
+
+        Args:
+            rewards: (rows, 1), whole blocks of the examples.
+            examples: B.
+        """
+        by_example = rewards.reshape(-1, examples)
+        losses = self.loss_scale * reward_loss(by_example, self.loss_form, self.reward_target).mean(0)
+        return LossOutput(losses.mean(), {"loss": losses.detach(), "reward": by_example.detach().mean(0)})
+
+    def fitted(self, spec: Spec) -> Spec:
+        """Return the spec without the guards that this form of the loss trips by design."""
+        if self.loss_form != "hinge":
+            return spec
+        reached = "images above the target have neither loss nor gradient"
+        return replace(spec, waived_guards={**spec.waived_guards, "zero_loss": reached, "zero_gradient": reached})
+
+
+@dataclass(frozen=True)
+class Departure:
+    """Where the part of sampling with a gradient begins.
+
+    Args:
+        latents: (rows, channels, ...) there.
+        step: index of the next move.
+        seeds: (rows,) int64, of the noise of further moves.
+        condition, prompts, metadata: of each row.
+        live: for each further move, whether its prediction carries a gradient.
+    """
+
+    latents: Tensor
+    step: int
+    seeds: Tensor
+    condition: Condition
+    prompts: Sequence[str]
+    metadata: Sequence[Mapping[str, Any]] = ()
+    live: Sequence[bool] = ()
+
+    def select(self, rows: slice | None) -> Departure:
+        """Return some rows; all of them for None."""
+        if rows is None:
+            return self
+        return replace(
+            self,
+            latents=self.latents[rows],
+            seeds=self.seeds[rows],
+            condition=self.condition.select(rows),
+            prompts=self.prompts[rows],
+            metadata=self.metadata[rows],
+        )
+
+
+class RewardKernel(ABC):
+    """Terms are rewards of images sampled with a gradient; see the module.
+
+    Args:
+        config: how images are sampled.
+    """
+
+    def __init__(self, config: RewardGradientConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def draw(self, ctx: Context, batch: ImageBatch) -> Departure:
+        """Sample without a gradient up to where one begins."""
+
+    @abstractmethod
+    def arrive(self, ctx: Context, departure: Departure) -> Tensor:
+        """Return clean latents (rows, channels, ...) with a graph."""
+
+    def rows(self, draws: Departure) -> int:
+        """Number of images."""
+        return len(draws.latents)
+
+    def frozen(self, ctx: Context, batch: ImageBatch, draws: Departure, piece: Piece) -> Mapping[str, Tensor]:
+        """Nothing is compared with."""
+        return {}
+
+    def terms(self, ctx: Context, batch: ImageBatch, draws: Departure, piece: Piece) -> Tensor:
+        """Rewards, (rows, 1) float32."""
+        departure = draws.select(piece.rows)
+        images = ctx.policy.decode(self.arrive(ctx, departure))
+        reward = WeightedSum(ctx.rewards, {name: ctx.reward_weights.get(name, 1.0) for name in ctx.rewards})
+        scores = reward.score(images, departure.prompts, departure.metadata or None)
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))[:, None]
+
+    def grid(self, ctx: Context) -> Grid:
+        """The sampler's moves."""
+        return ctx.policy.process.sampling_grid(self.config.rollout_steps)
+
+    def start(self, ctx: Context, batch: ImageBatch) -> Departure:
+        """Return the noise that sampling starts from."""
+        noise = randn_rows(batch.seeds, batch.latents.shape[1:], "rollout-start", ctx.device).to(batch.latents.dtype)
+        condition = batch.conditions[0]
+        return Departure(
+            noise * self.grid(ctx).noise_scale, 0, batch.seeds, condition, list(batch.prompts), list(batch.metadata)
+        )
+
+    def moved(self, ctx: Context, departure: Departure, live: Sequence[bool]) -> Tensor:
+        """Make as many further moves as ``live`` has entries; returns latents (rows, channels, ...)."""
+        shape, seeds = departure.latents.shape[1:], departure.seeds
+        return sample_with_gradient(
+            self.predictor(ctx, departure),
+            ctx.policy.process,
+            departure.latents,
+            self.grid(ctx),
+            live,
+            first=departure.step,
+            eta=self.config.eta,
+            step_noise=lambda move: randn_rows(seeds, shape, f"rollout-{move}", ctx.device),
+        )
+
+    def predictor(self, ctx: Context, departure: Departure) -> Predictor:
+        """The policy with guidance."""
+        scale = self.config.rollout_guidance_scale
+        null = ctx.policy.null_condition(len(departure.latents)) if scale != 1.0 else None
+        detached = self.config.detach_unconditional
+        return guided(ctx.policy.predict, departure.condition, null, scale, detach_null=detached)
+
+
+class TailKernel(RewardKernel):
+    """The sampler itself; the last moves carry a gradient as a plan says."""
+
+    @abstractmethod
+    def plan(self, ctx: Context) -> Sequence[bool]:
+        """Return for each move whether its prediction carries a gradient."""
+
+    def draw(self, ctx: Context, batch: ImageBatch) -> Departure:
+        live = self.plan(ctx)
+        constant = live.index(True)
+        departure = self.start(ctx, batch)
+        latents = self.moved(ctx, departure, live[:constant])
+        return replace(departure, latents=latents, step=constant, live=live[constant:])
+
+    def arrive(self, ctx: Context, departure: Departure) -> Tensor:
+        return self.moved(ctx, departure, departure.live)
+
+
+def jump(kernel: RewardKernel, ctx: Context, departure: Departure) -> Tensor:
+    """Return the clean latents that one prediction at the departure stands for, (rows, channels, ...)."""
+    timestep, source, _ = kernel.grid(ctx).to(ctx.device).move(departure.step)
+    prediction = kernel.predictor(ctx, departure)(departure.latents, timestep.expand(len(departure.latents)))
+    return ctx.policy.process.to_x0(prediction, departure.latents, source)
+
+
+def update_generator(ctx: Context, stream: str) -> torch.Generator:
+    """Return randomness that all images of an optimizer step share, on all processes, and after a resume."""
+    return torch.Generator().manual_seed(derive_seed(ctx.seed, stream, ctx.step))

@@ -1,0 +1,78 @@
+"""Whole runs of methods that follow a reward's gradient, on a tiny pipeline: reward by name, captions from a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import diffalign
+from diffalign.errors import UserError
+from diffalign.training.trackers import METRICS_FILE
+from tests.factories import save_tiny
+
+LORA = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "captions.txt").write_text("a red cube\na cat\ntwo birds\n")
+    return {
+        "pretrained_model_name_or_path": str(save_tiny("sd", folder / "sd")),
+        "prompts": str(folder / "captions.txt"),
+    }
+
+
+def run(world: dict[str, str], method: str, folder: Path, **changes: Any) -> Any:
+    options = {
+        **world,
+        "rewards": "tiny-pickscore",
+        "rollout_steps": 4,
+        "output_dir": str(folder),
+        "rank": 2,
+        "train_batch_size": 2,
+        "max_train_steps": 2,
+        "learning_rate": 1e-3,
+        "num_inference_steps": 2,
+        "num_validation_images": 1,
+    }
+    return diffalign.train(method=method, **{**options, **changes})
+
+
+@pytest.mark.parametrize("method", ["alignprop", "draft_k", "draft_lv", "refl"])
+def test_a_run_learns_from_its_own_samples(world: dict[str, str], method: str, tmp_path: Path) -> None:
+    result = run(world, method, tmp_path / "run")
+    rows = [json.loads(line) for line in (result.folder / METRICS_FILE).read_text().splitlines()]
+    assert len(rows) == 2
+    assert all(abs(row["reward"]) < 100 and row["grad_norm"] > 0 for row in rows)
+    weights = load_file(result.folder / LORA)
+    assert any(value.abs().max() > 0 for name, value in weights.items() if "lora_B" in name)
+
+
+def test_a_resumed_run_ends_with_the_same_weights(world: dict[str, str], tmp_path: Path) -> None:
+    whole = run(world, "alignprop", tmp_path / "whole", max_train_steps=4)
+    run(world, "alignprop", tmp_path / "parts", max_train_steps=4, checkpointing_steps=2)
+    for late in (tmp_path / "parts" / "checkpoints").glob("step-*4"):
+        for file in late.iterdir():
+            file.unlink()
+        late.rmdir()
+    parts = run(
+        world,
+        "alignprop",
+        tmp_path / "parts",
+        max_train_steps=4,
+        checkpointing_steps=2,
+        resume_from_checkpoint="latest",
+    )
+    first, second = (load_file(result.folder / LORA) for result in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_reward_without_gradient_is_refused(world: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no gradient"):
+        run(world, "draft_k", tmp_path / "run", rewards="incompressibility")
