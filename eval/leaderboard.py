@@ -1,6 +1,6 @@
 """Train and score every method on the bundled world: ``python eval/leaderboard.py``.
 
-One cell: ``--only inpo:0``. What is done already is kept (``--folder``); the table and the plot go to ``docs/``.
+One cell: ``--only '[inpo:0]'``. What is done already is kept (``--folder``); the table and the plot go to ``docs/``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def leaderboard(
     seeds: int = 3,
     test_prompt_seed: int = 0,
     captions: int = 400,
-    folder: Path = Path("runs/leaderboard"),
+    folder: Path = Path("docs/leaderboard"),
+    runs: Path = Path("runs/leaderboard"),
     report: Path = Path("docs/leaderboard.md"),
 ) -> int:
     """Run the cells that are missing and write the report.
@@ -32,12 +33,13 @@ def leaderboard(
         test_prompt_seed: other seeds draw other test captions.
         captions: number of test captions.
         folder: one JSON file a cell.
+        runs: training runs, one folder a cell.
         report: markdown file; the plot goes beside it.
     """
     methods = [method.name for method in list_methods("image")]
     every = [Cell(BASE, 0), Cell(BEST_OF_4, 0), *(Cell(name, seed) for name in methods for seed in range(seeds))]
     cells = [Cell.parse(text) for text in only] if only else every
-    board = Board(folder, BoardSettings(test_prompt_seed=test_prompt_seed, captions=captions))
+    board = Board(folder, runs, BoardSettings(test_prompt_seed=test_prompt_seed, captions=captions))
     board.fill([Cell(BASE, 0), *cells], lambda: world_evaluator("test", captions, test_prompt_seed))
     write_report(board.rows(dict.fromkeys([*every, *cells])), board.settings, report)
     return 0

@@ -52,10 +52,18 @@ def markdown(rows: Sequence[Row], settings: BoardSettings) -> str:
         "|" + " --- |" * len(head),
     ]
     for row in sorted(rows, key=lambda r: -r.win_rate.value):
-        cells = [row.method, str(row.seeds), str(row.win_rate), f"{row.proxy:.3f}", f"{row.graded:.3f}"]
+        cells = [
+            row.method + (" *" if row.older else ""),
+            str(row.seeds),
+            str(row.win_rate),
+            f"{row.proxy:.3f}",
+            f"{row.graded:.3f}",
+        ]
         cells += [f"{row.verifier:.3f}", str(row.verifier_change)]
         cells += [f"{row.by_kind[kind]:.2f}" for kind in kinds] + [f"{row.train_seconds:.0f}", row.verdict]
         lines.append("| " + " | ".join(cells) + " |")
+    if any(row.older for row in rows):
+        lines += ["", "\\* measured with code that has changed since."]
     return "\n".join(lines) + "\n"
 
 

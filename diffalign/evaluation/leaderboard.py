@@ -2,7 +2,8 @@
 
 A cell trains from the bundled base with the method's own preset and scores the TEST captions with the seeds that the
 base was scored with. Its file is keyed by hashes of code, configuration, assets and test settings: what has not changed
-is not run again, and an interrupted board goes on where it stopped.
+is not run again, and an interrupted board goes on where it stopped. Cells of older code stay on the board, marked, until
+they are run again; those of other assets or settings cannot be compared and are left out.
 """
 
 from __future__ import annotations
@@ -134,6 +135,7 @@ def run_cell(cell: Cell, settings: BoardSettings, evaluator: ImageEvaluator, run
     return {
         "cell": asdict(cell),
         "key": cell_key(cell, settings),
+        "assets": assets_hash(),
         "settings": asdict(settings),
         "train_seconds": round(trained - started, 1),
         "sample_seconds": round(time.perf_counter() - trained, 1),
@@ -167,34 +169,41 @@ class Board:
     """The files of a board.
 
     Args:
-        folder: where the cells' files and runs are kept.
+        folder: where the cells' files are kept.
+        runs: where training runs go.
         settings: what is measured.
     """
 
-    def __init__(self, folder: Path, settings: BoardSettings) -> None:
-        self.folder, self.settings = folder, settings
+    def __init__(self, folder: Path, runs: Path, settings: BoardSettings) -> None:
+        self.folder, self.runs, self.settings = folder, runs, settings
 
     def path(self, cell: Cell) -> Path:
         """File of a cell."""
         return self.folder / f"{cell.method}-{cell.seed}-prompts{self.settings.test_prompt_seed}.json"
 
     def load(self, cell: Cell) -> dict[str, Any] | None:
-        """Return a cell's content if it is there and what it depends on has not changed since."""
+        """Return a cell's content if it is there and was measured with these assets and settings."""
         path = self.path(cell)
         if not path.is_file():
             return None
         content = json.loads(path.read_text())
-        return content if content["key"] == cell_key(cell, self.settings) else None
+        same = content["assets"] == assets_hash() and content["settings"] == asdict(self.settings)
+        return content if same else None
+
+    def is_current(self, cell: Cell) -> bool:
+        """Whether the cell is there and nothing that it depends on, code included, has changed since."""
+        content = self.load(cell)
+        return content is not None and content["key"] == cell_key(cell, self.settings)
 
     def fill(self, cells: Iterable[Cell], make_evaluator: Callable[[], ImageEvaluator]) -> None:
         """Run the cells that are missing, one at a time; each file appears whole or not at all."""
-        missing = [cell for cell in cells if self.load(cell) is None]
+        missing = [cell for cell in cells if not self.is_current(cell)]
         evaluator = make_evaluator() if missing else None
         self.folder.mkdir(parents=True, exist_ok=True)
         for cell in missing:
             assert evaluator is not None
-            runs = self.folder / "runs" / f"{cell.method}-{cell.seed}-{cell_key(cell, self.settings)}"
-            content = run_cell(cell, self.settings, evaluator, runs)
+            run_folder = self.runs / f"{cell.method}-{cell.seed}-{cell_key(cell, self.settings)}"
+            content = run_cell(cell, self.settings, evaluator, run_folder)
             draft = self.path(cell).with_suffix(".tmp")
             draft.write_text(json.dumps(content))
             draft.rename(self.path(cell))
@@ -205,11 +214,13 @@ class Board:
         if base is None:
             raise UserError("the board has no row for the base model yet: run it with --only base:0")
         by_method: dict[str, list[dict[str, Any]]] = {}
+        older = set()
         for cell in cells:
             content = self.load(cell)
             if content is not None:
                 by_method.setdefault(cell.method, []).append(content)
-        return [compare(method, runs, base) for method, runs in by_method.items()]
+                older |= set() if self.is_current(cell) else {cell.method}
+        return [compare(method, runs, base, method in older) for method, runs in by_method.items()]
 
 
 @dataclass(frozen=True)
@@ -224,6 +235,7 @@ class Row:
         verifier_change: paired difference to the base's verdicts.
         by_kind: verifier score for each kind of caption.
         train_seconds: mean.
+        older: some of its cells were measured with code that has changed since.
     """
 
     method: str
@@ -235,6 +247,7 @@ class Row:
     verifier_change: Estimate
     by_kind: Mapping[str, float]
     train_seconds: float
+    older: bool = False
 
     @property
     def verdict(self) -> str:
@@ -246,7 +259,7 @@ class Row:
         return rises + lowered
 
 
-def compare(method: str, runs: list[dict[str, Any]], base: dict[str, Any]) -> Row:
+def compare(method: str, runs: list[dict[str, Any]], base: dict[str, Any], older: bool = False) -> Row:
     """Summarise the runs of a method."""
 
     def stacked(name: str) -> Tensor:
@@ -266,4 +279,5 @@ def compare(method: str, runs: list[dict[str, Any]], base: dict[str, Any]) -> Ro
         verifier_change=bootstrap_mean(verdicts - start["verifier"]),
         by_kind={kind: verdicts[:, index].mean().item() for kind, index in kinds.items()},
         train_seconds=sum(run["train_seconds"] for run in runs) / len(runs),
+        older=older,
     )
