@@ -2,8 +2,8 @@
 
 A cell trains from the bundled base with the method's own preset and scores the TEST captions with the seeds that the
 base was scored with. Its file is keyed by hashes of code, configuration, assets and test settings: what has not changed
-is not run again, and an interrupted board goes on where it stopped. Cells of older code stay on the board, marked, until
-they are run again; those of other assets or settings cannot be compared and are left out.
+is not run again, and an interrupted board goes on where it stopped. Cells of older code stay on the board, marked,
+until they are run again; those of other assets or settings cannot be compared and are left out.
 """
 
 from __future__ import annotations
