@@ -31,11 +31,15 @@ print(resolve_defaults("diffusion_dpo")["max_train_steps"])
 """
 
 
-def test_the_build_is_configured_to_carry_assets_and_presets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_build_is_configured_to_carry_assets_presets_and_pages(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(ROOT)
     configured = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["diffalign"]
-    presets = {path for pattern in configured for path in (ROOT / "diffalign").glob(pattern)}
-    assert {*(ROOT / "diffalign" / "presets").rglob("*.yaml"), ROOT / "diffalign" / "py.typed"} == presets
+    package = ROOT / "diffalign"
+    data = {path for pattern in configured for path in package.glob(pattern)}
+    pages = [*(package / "label" / "page").iterdir(), *package.rglob("*.j2")]
+    assert {*(package / "presets").rglob("*.yaml"), *pages, package / "py.typed"} == data
 
     builder = _builder(tmp_path)
     carried = {Path(path).relative_to(tmp_path) for path in builder.get_outputs() if "_assets" in path}

@@ -60,12 +60,20 @@ def _score(argv: Sequence[str]) -> int:
     return score_command(argv)
 
 
+def _label(argv: Sequence[str]) -> int:
+    """Collect human preferences in a browser: diffalign label serve IMAGES."""
+    from diffalign.cli.label import label_command
+
+    return label_command(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "train-text": _train_text,
     "methods": _methods,
     "data": _data,
     "score": _score,
+    "label": _label,
     "doctor": _doctor,
 }
 

@@ -25,15 +25,17 @@ class ImageSource:
     Args:
         name: unique in the data set: a path, an image id, or row and column; error messages and memos use it.
         load: returns the encoded bytes (JPEG, PNG, WebP, ...).
+        path: its file, where it has one of its own.
     """
 
     name: str
     load: Callable[[], bytes]
+    path: Path | None = None
 
     @classmethod
     def from_path(cls, path: Path, name: str | None = None) -> ImageSource:
         """Refer to an image file."""
-        return cls(name or str(path), path.read_bytes)
+        return cls(name or str(path), path.read_bytes, path)
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> ImageSource:
