@@ -44,3 +44,34 @@ def guided(
         return unconditional + guidance_scale * (conditional - unconditional)
 
     return predict
+
+
+def centred_guidance(original: Tensor, expanded: Tensor, null: Tensor, w1: float = 5.0, w2: float = 5.0) -> Tensor:
+    """Guide towards an expanded caption without leaving the original one (Parrot, arXiv 2401.05675).
+
+    ``w1 e(original) + (1 - w1 - w2) e(null) + w2 e(expanded)``, for any parameterisation; the factors add up to 1.
+
+    Args:
+        original, expanded, null: (rows, channels, ...) predictions under the three captions.
+        w1, w2: weights of the original and the expanded caption. 5 and 5: paper. ``w2 = 0`` is ordinary guidance.
+    """
+    return w1 * original + (1 - w1 - w2) * null + w2 * expanded
+
+
+def centred(
+    denoiser: Denoiser, original: Condition, expanded: Condition, null: Condition, w1: float = 5.0, w2: float = 5.0
+) -> Predictor:
+    """Close a denoiser over an original and an expanded caption, see :func:`centred_guidance`.
+
+    Args:
+        denoiser: the policy's ``predict``.
+        original, expanded, null: (rows) the captions and the unconditional branch, evaluated in one call.
+        w1, w2: weights of the original and the expanded caption.
+    """
+    every = Condition.cat([original, expanded, null.completed(original)])
+
+    def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
+        first, second, third = denoiser(cat([latents] * 3), cat([timesteps] * 3), every).chunk(3)
+        return centred_guidance(first, second, third, w1, w2)
+
+    return predict

@@ -171,13 +171,6 @@ class TransitionKernel:
         """Number of rows."""
         return len(draws.transitions)
 
-    def pieces(self, ctx: Context, draws: Replay) -> list[Piece]:
-        """Return pieces of ``transitions_per_pass`` rows, or of ``ctx.max_rows`` where that is less."""
-        size, rows = rows_per_pass(ctx, self.config), self.rows(draws)
-        if rows <= size:
-            return [Piece()]
-        return [Piece(rows=slice(start, min(start + size, rows))) for start in range(0, rows, size)]
-
     def terms(self, ctx: Context, batch: Any, draws: Replay, piece: Piece) -> Tensor:
         """Log-ratios of the policy to what was recorded, and divergences from the reference: (rows, 1 or 2)."""
         here = draws.select(piece.rows)
@@ -209,6 +202,14 @@ class TransitionKernel:
 def rows_per_pass(ctx: Context, config: RolloutConfig) -> int:
     """Rows of one pass with a graph."""
     return min(config.transitions_per_pass, ctx.max_rows or config.transitions_per_pass)
+
+
+def row_pieces(ctx: Context, config: RolloutConfig, rows: int) -> list[Piece]:
+    """Cut rows that share a loss into passes."""
+    size = rows_per_pass(ctx, config)
+    if rows <= size:
+        return [Piece()]
+    return [Piece(rows=slice(start, min(start + size, rows))) for start in range(0, rows, size)]
 
 
 def joined_ids(ids: Sequence[str], images: Tensor, steps: Tensor) -> list[str]:

@@ -51,6 +51,7 @@ def image_updates(
     rollout: Rollout,
     config: RolloutConfig,
     fields: Mapping[str, Tensor],
+    figures: Mapping[str, float],
     active: Tensor | None = None,
 ) -> Iterator[Update]:
     """Yield the updates of a rollout, images being independent of each other.
@@ -60,11 +61,12 @@ def image_updates(
         rollout: the images.
         config: how many updates, and which steps.
         fields: name -> (n,) one number for each image of all processes; each of its transitions carries it.
+        figures: what to report of the rollout.
         active: (n,) bool, images that contribute a gradient; the others only count. All by default.
     """
-    judged, figures = rollout.judged, rollout.figures()
+    judged = rollout.judged
     active = torch.ones_like(judged.valid) if active is None else active
-    figures["active_images"] = float((active & judged.valid).float().mean()) if len(judged.valid) else 0.0
+    figures = {**figures, "active_images": float((active & judged.valid).float().mean())}
     for epoch in range(config.inner_epochs):
         place = torch.full_like(judged.seeds, -1)
         place[judged.valid] = assign(judged.seeds[judged.valid], config.updates_per_rollout, epoch)
@@ -119,3 +121,18 @@ def group_rows(rollout: Rollout) -> Tensor:
     count = len(rollout.ids)
     images = len(rollout.judged.own) // count if count else 0
     return torch.arange(images * count).reshape(images, count).T
+
+
+def group_parts(rollout: Rollout, config: RolloutConfig) -> Iterator[tuple[int, Tensor]]:
+    """Yield, for each update, its inner epoch and the captions of this process that belong to it, (b,) int64.
+
+    For methods that compare the images of a caption: a group is never divided.
+    """
+    seeds = rollout.judged.groups.unique()
+    rows = group_rows(rollout)
+    mine = rollout.judged.groups[rollout.judged.own[rows[:, 0]]] if len(rows) else seeds[:0]
+    at = torch.searchsorted(seeds, mine)
+    for epoch in range(config.inner_epochs):
+        place = assign(seeds, config.updates_per_rollout, epoch)[at]
+        for part in range(config.updates_per_rollout):
+            yield epoch, (place == part).nonzero().flatten()

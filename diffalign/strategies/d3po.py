@@ -11,18 +11,31 @@ With ``L_i`` the step's log-density under the policy minus that under the refere
 ``h`` is +1 for the preferred trajectory, -1 for the other, 0 for both in a tie (loss log 2, no gradient). The clamp is
 in the code only; the paper's image quality depends on it. Clamping the logarithm has the value and gradient of the
 code's clamp of the ratio, without overflow.
+
+The images of a caption start from the same noise and differ by the sampler's. Every pair of them is compared, at every
+step on its own; of several rewards none may be lower in the preferred image (``compare dominance``, official code), or
+their weighted sum decides. Steps of tied pairs are not replayed; they count in the mean.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffalign.strategies.base import LossOutput
+from diffalign.batch import ImageBatch
+from diffalign.errors import UserError
+from diffalign.rollouts.rollout import Rollout, RolloutConfig, Rollouts
+from diffalign.rollouts.transitions import TransitionBatch, TransitionKernel, Transitions, joined_ids, rows_per_pass
+from diffalign.rollouts.updates import group_parts, group_rows, trained_steps
+from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Spec, Strategy, Terms, Update
 from diffalign.strategies.heads import accuracy
+from diffalign.strategies.registry import register
 
 
 def preference_signs(rewards_0: Tensor, rewards_1: Tensor) -> Tensor:
@@ -61,3 +74,135 @@ def d3po_loss(ratio_0: Tensor, ratio_1: Tensor, signs: Tensor, beta: float = 0.1
     losses = -F.logsigmoid(logit).reshape(len(logit), -1).mean(1)
     seen = logit.detach().reshape(len(logit), -1).mean(1)
     return LossOutput(losses.mean(), {"loss": losses.detach(), "logit": seen, "implicit_accuracy": accuracy(seen)})
+
+
+@dataclass(frozen=True)
+class D3POConfig(RolloutConfig):
+    """Constants of D3PO.
+
+    Args:
+        images_per_prompt: images of a caption in a rollout, all of whose pairs are compared. 2: official code.
+        rollout_steps: sampling steps. 20: official code.
+        same_start: the images of a caption share their initial noise. True: official code.
+        updates_per_rollout: optimizer steps that share the captions of a rollout. 20: official code, a pair a step.
+        beta: inverse temperature. 0.1: official code.
+        ratio_clip: half-width of the range of each ratio, in (0, 1). 0.1: official code; images fall apart without.
+        compare: with several rewards: "dominance" (official code), or "sum", their weighted sum.
+    """
+
+    images_per_prompt: int = 2
+    rollout_steps: int = 20
+    same_start: bool = True
+    updates_per_rollout: int = 20
+    beta: float = 0.1
+    ratio_clip: float = 0.1
+    compare: Literal["dominance", "sum"] = "dominance"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.images_per_prompt < 2:
+            raise UserError("D3PO compares the images of a caption: images_per_prompt must be 2 or more")
+        if self.beta <= 0 or not 0 < self.ratio_clip < 1:
+            raise UserError(
+                f"beta {self.beta} and ratio_clip {self.ratio_clip}: expected beta > 0, ratio_clip in (0, 1)"
+            )
+
+
+@register(
+    "d3po",
+    summary="every denoising step of the better of two own samples against that of the other",
+    paper="Using Human Feedback to Fine-tune Diffusion Models without Any Reward Model (arXiv 2311.13231)",
+    repository="https://github.com/yk7333/d3po",
+    family="on-policy",
+)
+class D3PO(Strategy):
+    """Learns from comparisons of its own samples."""
+
+    spec = Spec(
+        data="prompts",
+        needs_reward="black_box",
+        waived_guards={"zero_gradient": "images that tie, or ratios beyond their range, have nothing to teach"},
+    )
+    Config = D3POConfig
+
+    def __init__(self, config: D3POConfig) -> None:
+        super().__init__(config)
+        self._rollouts = Rollouts(config)
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Updates of a rollout."""
+        return int(self.config.updates_per_batch)
+
+    def kernel(self) -> Kernel:
+        """Replay each step under policy and reference."""
+        return TransitionKernel(self.config, "density")
+
+    def build(self, ctx: Context) -> None:
+        """Start the scorers."""
+        self._rollouts.open(ctx)
+
+    def collect(self, ctx: Context, batches: Sequence[ImageBatch]) -> Iterator[Update]:  # type: ignore[override]
+        """Sample, compare, and share the captions out over updates."""
+        rollout = self._rollouts(ctx, batches)
+        rows, figures = group_rows(rollout), rollout.figures()
+        for epoch, captions in group_parts(rollout, self.config):
+            pairs = _pairs(rows[captions])
+            pairs = pairs[rollout.judged.valid[rollout.judged.own[pairs]].all(1)]
+            if rollout.trajectories is None or not len(pairs):
+                yield Update([], weight=0.0)
+                continue
+            steps = trained_steps(
+                rollout.trajectories.seeds[pairs[:, 0]], self.config, rollout.trajectories.log_probs.shape[1], epoch
+            )
+            yield Update(list(self._batches(ctx, rollout, pairs, steps, figures)), weight=float(steps.numel()))
+
+    def pieces(self, ctx: Context, batch: TransitionBatch, draws: Any) -> list[Piece]:
+        """One: batches have the size of a pass."""
+        return [Piece()]
+
+    def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: TransitionBatch) -> LossOutput:
+        """Return the mean over pairs of steps."""
+        first, second = clipped_log_ratio(terms.policy, terms.reference, self.config.ratio_clip)[:, 0].chunk(2)
+        output = d3po_loss(first, second, batch.fields["signs"].to(first), self.config.beta)
+        return LossOutput(output.loss, batch.reported(output.metrics))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What rewards remember."""
+        return self._rollouts.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        if state.keys() - {"rewards"}:
+            raise ValueError(f"not a checkpoint of D3PO: it holds {sorted(state)}")
+        self._rollouts.load_state_dict(state)
+
+    def _batches(
+        self, ctx: Context, rollout: Rollout, pairs: Tensor, steps: Tensor, figures: Mapping[str, float]
+    ) -> Iterator[TransitionBatch]:
+        """Yield micro-batches of pairs of transitions; both members of a pair are at the same step."""
+        judged, trajectories = rollout.judged, rollout.trajectories
+        assert trajectories is not None
+        scores = rollout.rewards[:, None] if self.config.compare == "sum" else judged.rewards
+        signs = preference_signs(*(scores[judged.own[pairs[:, side]]] for side in (0, 1)))
+        decided = signs[:, 0] != 0
+        kept = decided if bool(decided.any()) else torch.ones_like(decided)
+        moves = steps[kept].flatten()
+        sides = [pairs[kept, side][:, None].expand_as(steps[kept]).flatten() for side in (0, 1)]
+        spread = signs[kept][:, None].expand(-1, steps.shape[1], -1).flatten(0, 1)
+        size = max(1, rows_per_pass(ctx, self.config) // 2)
+        for start in range(0, len(moves), size):
+            here = slice(start, start + size)
+            images, both = torch.cat([side[here] for side in sides]), moves[here].repeat(2)
+            yield TransitionBatch(
+                ids=joined_ids(rollout.ids, sides[1][here], moves[here]),
+                seeds=trajectories.seeds[sides[0][here]],
+                fields={"signs": spread[here].to(ctx.device)},
+                transitions=Transitions.of(trajectories, images, both),
+                figures=figures,
+            )
+
+
+def _pairs(groups: Tensor) -> Tensor:
+    """Return all pairs of the images of each group (b, images): (pairs, 2) rows."""
+    return torch.cat([torch.combinations(group) for group in groups]) if len(groups) else groups.new_zeros(0, 2)

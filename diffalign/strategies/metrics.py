@@ -31,6 +31,7 @@ GLOSSARY: dict[str, str] = {
     "flat_groups": "share of captions whose images all have the same reward: they teach nothing",
     "failed_images": "images of the rollout on which a reward failed",
     "active_images": "share of the rollout's images that are replayed; the others have no advantage",
+    "front_share": "share of the rollout's images that no other image of their caption dominates",
     "ratio": "density of a replayed step over the recorded one; 1 before the first update of a rollout",
     "approximate_kl": "half the squared log-ratio of a step, in the units of densities (means over elements)",
     "clipped_share": "share of steps whose ratio has left the trust region",

@@ -10,18 +10,20 @@ values of beta belong). For discrete processes the two are one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from diffalign.batch import ImageBatch
 from diffalign.errors import UserError
-from diffalign.rollouts.rollout import Judged, RolloutConfig
-from diffalign.rollouts.transitions import TransitionBatch
+from diffalign.rollouts.rollout import Judged, Rollout, RolloutConfig, Rollouts
+from diffalign.rollouts.transitions import TransitionBatch, TransitionKernel
+from diffalign.rollouts.updates import image_updates
 from diffalign.strategies.advantages import PromptStatistics, StdScope, batch_advantages, group_advantages
-from diffalign.strategies.base import LossOutput, Terms
+from diffalign.strategies.base import Context, Kernel, LossOutput, Spec, Strategy, Terms, Update
 from diffalign.strategies.policy_gradient import ClippedObjective
 
 WAIVED: Mapping[str, str] = {
@@ -112,10 +114,11 @@ class PolicyObjective:
 
     Args:
         config: clipping and penalty.
+        per_time: divide the loss of a step, not the penalty, by the time ``-dt`` that the step takes.
     """
 
-    def __init__(self, config: PolicyGradientConfig) -> None:
-        self._config = config
+    def __init__(self, config: PolicyGradientConfig, per_time: bool = False) -> None:
+        self._config, self._per_time = config, per_time
         self._clipped = ClippedObjective(config.clip_range, config.advantage_limit)
 
     def __call__(self, terms: Terms, batch: TransitionBatch) -> LossOutput:
@@ -123,12 +126,13 @@ class PolicyObjective:
 
         Args:
             terms: log-ratios, and divergences from the reference where there is a penalty: (rows, 1 or 2).
-            batch: fields "advantage", "extent" and, where steps do not weigh the same, "weight", each (rows,).
+            batch: fields "advantage", "extent", the time ``-dt``, and "weight" where images do not weigh the same; each
+                (rows,).
         """
-        weight = batch.fields.get("weight")
-        output = self._clipped(
-            terms.policy[:, :1], batch.fields["advantage"], None if weight is None else weight[:, None]
-        )
+        weight = batch.fields.get("weight", torch.ones_like(batch.fields["advantage"]))
+        if self._per_time:
+            weight = weight / batch.fields["extent"]
+        output = self._clipped(terms.policy[:, :1], batch.fields["advantage"], weight[:, None])
         metrics, loss = dict(output.metrics), output.loss
         if self._config.kl_beta:
             divergence = terms.policy[:, 1]
@@ -139,3 +143,78 @@ class PolicyObjective:
             metrics["loss"] = metrics["loss"] + penalty.detach()
             metrics["reference_kl"] = divergence.detach()
         return LossOutput(loss, batch.reported(metrics))
+
+
+class PolicyGradient(Strategy):
+    """What DDPO, Flow-GRPO and their kin have in common; each has its constants and its idea of an advantage.
+
+    Args:
+        config: constants.
+        normalise_ratio: normalise log-ratios by the means of the recorded transitions, and divide losses by ``-dt``.
+    """
+
+    spec = Spec(data="prompts", needs_reference=False, needs_reward="black_box", waived_guards=WAIVED)
+    Config = PolicyGradientConfig
+
+    def __init__(self, config: PolicyGradientConfig, normalise_ratio: bool = False) -> None:
+        self._normalise = normalise_ratio
+        super().__init__(config)
+        self.spec = replace(self.spec, needs_reference=config.kl_beta > 0)
+        self._rollouts = Rollouts(config, keep_means=normalise_ratio)
+        self._estimator = Advantages(config)
+        self._objective = PolicyObjective(config, normalise_ratio)
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Updates of a rollout."""
+        return int(self.config.updates_per_batch)
+
+    def kernel(self) -> Kernel:
+        """Replay each step, beside the reference where distance from it is penalised."""
+        config = self.config
+        return TransitionKernel(
+            config,
+            "divergence" if config.kl_beta else "none",
+            normalise=self._normalise,
+            detach_null=config.detach_unconditional,
+        )
+
+    def build(self, ctx: Context) -> None:
+        """Start the scorers."""
+        self._rollouts.open(ctx)
+
+    def advantages(self, rollout: Rollout) -> Tensor:
+        """Return the advantage of each image of all processes, (n,); 0 where a reward failed."""
+        return self._estimator(rollout.rewards, rollout.judged)
+
+    def figures(self, rollout: Rollout) -> dict[str, float]:
+        """Return what to report of a rollout."""
+        return rollout.figures()
+
+    def weights(self, rollout: Rollout) -> Tensor | None:
+        """Return the factor on the loss of each image of all processes, (n,); None for 1."""
+        return None
+
+    def collect(self, ctx: Context, batches: Sequence[ImageBatch]) -> Iterator[Update]:  # type: ignore[override]
+        """Sample, judge, and share the images out over updates."""
+        rollout = self._rollouts(ctx, batches)
+        advantages, weights = self.advantages(rollout), self.weights(rollout)
+        moves = advantages if weights is None else advantages * weights
+        fields = {"advantage": advantages} if weights is None else {"advantage": advantages, "weight": weights}
+        active = None if self.config.kl_beta else moves != 0
+        yield from image_updates(ctx, rollout, self.config, fields, self.figures(rollout), active)
+
+    def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: TransitionBatch) -> LossOutput:
+        """Return the mean over transitions."""
+        return self._objective(terms, batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rewards of captions that the advantages remember, and what rewards remember themselves."""
+        return {"advantages": self._estimator.state_dict(), **self._rollouts.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        if "advantages" not in state:
+            raise ValueError(f"not a checkpoint of an on-policy method: it holds {sorted(state)}")
+        self._estimator.load_state_dict(state["advantages"])
+        self._rollouts.load_state_dict(state)

@@ -2,14 +2,44 @@
 
 Paper: Lee et al., "Parrot: Pareto-optimal Multi-Reward Reinforcement Learning Framework for Text-to-Image Generation",
 ECCV 2024, arXiv 2401.05675. No official code.
+
+The images of a caption are sampled for one of the R rewards, k, whose identifier ``<reward k>`` stands before the
+caption. P is the set of images that no other image of the group dominates in all rewards, n its size, N the group's::
+
+    loss = mean over images and steps of  [i in P] (N / n) max(-A r, -A clamp(r, 1 - c, 1 + c))       "clipped"
+         = mean over images and steps of -[i in P] (N / n) r_k r                                      "score_function"
+
+with r the ratio of new to recorded density, r_k the raw reward, and A that reward standardised inside the group. The
+paper has the score function with raw rewards, which pushes members of P *down* where rewards are negative, and knows no
+baseline; "clipped" is the default here.
+
+Departures: each visit of a caption is for one reward, drawn by its seed; the paper goes through all of them, which is
+the same in expectation. Rewards see the original caption. ``expansion`` names a function that lengthens captions before
+they are sampled; training the expanding model is not part of this method. With small groups or many rewards nearly all
+images are on the front, and the selection does nothing: the figure ``front_share`` tells (0.2 to 0.3 in the paper).
+
+At inference, identifiers of all wanted rewards stand before the caption, and ``diffusion.guidance.centred`` keeps an
+expanded caption near the original one.
 """
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+from diffalign.batch import ImageBatch
+from diffalign.errors import UserError
 from diffalign.rewards.transforms import dominates
+from diffalign.rollouts.rollout import Rollout
+from diffalign.strategies.advantages import group_advantages
+from diffalign.strategies.base import Context, Update
+from diffalign.strategies.on_policy import PolicyGradient, PolicyGradientConfig
+from diffalign.strategies.registry import register
 
 
 def pareto_mask(rewards: Tensor) -> Tensor:
@@ -32,13 +62,113 @@ def selection_weights(rewards: Tensor, reward: int) -> Tensor:
     return torch.where(front, rewards[:, reward], torch.zeros_like(rewards[:, reward])) / front.sum()
 
 
-def centred_guidance(original: Tensor, expanded: Tensor, null: Tensor, w1: float = 5.0, w2: float = 5.0) -> Tensor:
-    """Guide towards an expanded caption without leaving the original one; coefficients add up to 1.
-
-    ``w1 e(original) + (1 - w1 - w2) e(null) + w2 e(expanded)``, for any parameterisation.
+@dataclass(frozen=True)
+class ParrotConfig(PolicyGradientConfig):
+    """Constants of Parrot.
 
     Args:
-        original, expanded, null: (rows, channels, ...) predictions under the three captions.
-        w1, w2: weights of the original and the expanded caption. 5 and 5: paper. ``w2 = 0`` is ordinary guidance.
+        images_per_prompt: images of a caption, among which the front is found. 256: paper.
+        updates_per_rollout: optimizer steps that share the images of a rollout. 1: paper.
+        advantage: "group": advantages are standardised inside the group; there is no other here.
+        objective: "clipped" or "score_function", see above. "score_function": paper.
+        identifiers: put ``<reward k>`` before captions where there are several rewards. True: paper.
+        expansion: ``MODULE:FUNCTION`` that turns a list of captions into longer ones; empty for none.
     """
-    return w1 * original + (1 - w1 - w2) * null + w2 * expanded
+
+    images_per_prompt: int = 256
+    updates_per_rollout: int = 1
+    advantage: Literal["caption", "group", "batch"] = "group"
+    objective: Literal["clipped", "score_function"] = "clipped"
+    identifiers: bool = True
+    expansion: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.advantage != "group":
+            raise UserError(
+                f"advantage is {self.advantage!r}: fronts are found inside groups, so it can only be 'group'"
+            )
+
+
+@register(
+    "parrot",
+    summary="policy gradient on several rewards at once, from samples that no other one dominates",
+    paper="Parrot: Pareto-optimal Multi-Reward RL Framework for Text-to-Image Generation (arXiv 2401.05675)",
+    family="on-policy",
+)
+class Parrot(PolicyGradient):
+    """Learns from the Pareto front of its own samples."""
+
+    Config = ParrotConfig
+
+    def __init__(self, config: ParrotConfig) -> None:
+        if config.objective == "score_function":
+            config = replace(config, clip_range=_UNBOUNDED, advantage_limit=_UNBOUNDED)
+        super().__init__(config)
+        self._expand = _function(config.expansion) if config.expansion else None
+
+    def collect(self, ctx: Context, batches: Sequence[ImageBatch]) -> Iterator[Update]:  # type: ignore[override]
+        """Sample under the captions as the policy is to see them, then go on as every policy gradient."""
+        return super().collect(ctx, [self._worded(ctx, batch) for batch in batches])
+
+    def advantages(self, rollout: Rollout) -> Tensor:
+        """Return the reward that each image was sampled for, standardised unless the objective is the paper's, (n,)."""
+        judged = rollout.judged
+        advantages = torch.zeros(len(judged.seeds))
+        if not bool(judged.valid.any()):
+            return advantages
+        meant = judged.rewards.gather(1, _meant_for(judged.groups, len(rollout.names))[:, None])[:, 0][judged.valid]
+        if self.config.objective == "clipped":
+            meant = group_advantages(meant, judged.groups[judged.valid], self.config.advantage_std)
+        advantages[judged.valid] = meant
+        return advantages
+
+    def weights(self, rollout: Rollout) -> Tensor:
+        """Return ``N / n`` on the front of each group, 0 elsewhere, (n,)."""
+        judged = rollout.judged
+        weights = torch.zeros(len(judged.seeds))
+        for group in judged.groups.unique():
+            rows = ((judged.groups == group) & judged.valid).nonzero().flatten()
+            if len(rows):
+                front = pareto_mask(judged.rewards[rows])
+                weights[rows] = front * (len(rows) / front.sum())
+        return weights
+
+    def figures(self, rollout: Rollout) -> dict[str, float]:
+        """The share of images on a front, besides what every rollout reports."""
+        share = (self.weights(rollout) > 0).float().mean()
+        return {**super().figures(rollout), "front_share": float(share)}
+
+    def _worded(self, ctx: Context, batch: ImageBatch) -> ImageBatch:
+        """Return a batch under expanded captions with identifiers; ``prompts`` stay those that rewards see."""
+        captions, count = list(batch.prompts), len(ctx.rewards)
+        if self._expand is not None:
+            captions = list(self._expand(captions))
+            if len(captions) != batch.size:
+                raise UserError(f"{self.config.expansion} made {len(captions)} captions of {batch.size}")
+        if self.config.identifiers and count > 1:
+            meant = _meant_for(batch.seeds, count).tolist()
+            captions = [f"<reward {k + 1}> {caption}" for k, caption in zip(meant, captions, strict=True)]
+        if captions == list(batch.prompts):
+            return batch
+        condition = ctx.policy.encode_prompts(captions).to(ctx.device).completed(batch.condition)
+        return batch.with_conditions((condition,))
+
+
+_UNBOUNDED = 1e9
+
+
+def _meant_for(seeds: Tensor, rewards: int) -> Tensor:
+    """Return which reward a group is sampled for, as its seed decides."""
+    return seeds % rewards
+
+
+def _function(path: str) -> Callable[[list[str]], Sequence[str]]:
+    module, colon, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"expansion {path!r} names no function: write MODULE:FUNCTION ({error})") from None
+    if not colon or not callable(found):
+        raise UserError(f"expansion {path!r} names no function: write MODULE:FUNCTION")
+    return found  # type: ignore[no-any-return]

@@ -10,17 +10,30 @@ For trajectories of ONE caption, with means over the T steps::
     l(a, b)   = max((drhat - dr / beta)^2, (drhat_clip - dr / beta)^2)
     loss      = mean of l over pairs with dr > 0
 
-The loss is huge by construction (``dr / beta`` is of the order 1e2 to 1e4); the gradient norm must be clipped.
+The loss is huge by construction (``dr / beta`` is of the order 1e2 to 1e4); the gradient norm must be clipped
+(``--max_grad_norm 1``). It couples all steps of all images of a caption, whose graphs exist one pass at a time: first
+the densities, then one backward pass for each ``transitions_per_pass`` rows, exactly. Captions whose images are all
+equally good have no pair; they count in the mean over captions. Densities are means over the elements of latents, which
+the paper does not state and its constants imply. For flow models the steps are those of Flow-GRPO.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from diffalign.batch import ImageBatch
 from diffalign.errors import UserError
+from diffalign.rollouts.rollout import Rollout, RolloutConfig, Rollouts
+from diffalign.rollouts.transitions import TransitionBatch, TransitionKernel, Transitions, row_pieces
+from diffalign.rollouts.updates import group_parts, group_rows, trained_steps
+from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Spec, Strategy, Terms, Update
+from diffalign.strategies.heads import accuracy
+from diffalign.strategies.registry import register
 
 
 class PairLosses(NamedTuple):
@@ -67,3 +80,120 @@ def reward_difference_losses(
 
 def _differences(values: Tensor) -> Tensor:
     return values[:, None] - values[None, :]
+
+
+@dataclass(frozen=True)
+class PRDPConfig(RolloutConfig):
+    """Constants of PRDP.
+
+    Args:
+        images_per_prompt: images of a caption in a rollout. 8: paper, large scale.
+        updates_per_rollout: optimizer steps that share the captions of a rollout. 1: paper.
+        inner_epochs: passes over a rollout. 1: paper, large scale (10 for 45 captions).
+        beta: weight of the divergence from the reference. 3e-5: paper, several rewards.
+        step_clip: half-width of the trust region of each step's log-density. 1e-4: paper, large scale.
+    """
+
+    images_per_prompt: int = 8
+    updates_per_rollout: int = 1
+    inner_epochs: int = 1
+    beta: float = 3e-5
+    step_clip: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.images_per_prompt < 2:
+            raise UserError("PRDP compares the images of a caption: images_per_prompt must be 2 or more")
+        if self.beta <= 0 or self.step_clip <= 0:
+            raise UserError(f"beta {self.beta} and step_clip {self.step_clip}: expected numbers above 0")
+
+
+@register(
+    "prdp",
+    summary="the difference of two own samples' rewards, predicted by the difference of their log-ratios",
+    paper="PRDP: Proximal Reward Difference Prediction for Reward Finetuning of Diffusion Models (arXiv 2402.08714)",
+    family="on-policy",
+)
+class PRDP(Strategy):
+    """Learns to predict reward differences of its own samples."""
+
+    spec = Spec(
+        data="prompts",
+        needs_reward="black_box",
+        waived_guards=dict.fromkeys(("zero_gradient", "zero_loss"), "images that are all equally good make no pair"),
+    )
+    Config = PRDPConfig
+
+    def __init__(self, config: PRDPConfig) -> None:
+        super().__init__(config)
+        self._rollouts = Rollouts(config)
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Updates of a rollout."""
+        return int(self.config.updates_per_batch)
+
+    def kernel(self) -> Kernel:
+        """Replay each step under policy and reference."""
+        return TransitionKernel(self.config, "density")
+
+    def build(self, ctx: Context) -> None:
+        """Start the scorers."""
+        self._rollouts.open(ctx)
+
+    def collect(self, ctx: Context, batches: Sequence[ImageBatch]) -> Iterator[Update]:  # type: ignore[override]
+        """Sample, judge, and share the captions out over updates; a micro-batch is a caption."""
+        rollout = self._rollouts(ctx, batches)
+        rows, figures = group_rows(rollout), rollout.figures()
+        for epoch, captions in group_parts(rollout, self.config):
+            made = [self._group(ctx, rollout, caption, rows[caption], epoch, figures) for caption in captions.tolist()]
+            groups = [group for group in made if group is not None]
+            differing = [group for group in groups if bool(group.fields["rewards"].std() > 0)]
+            yield Update(differing or groups, weight=float(len(groups)))
+
+    def pieces(self, ctx: Context, batch: TransitionBatch, draws: Any) -> list[Piece]:
+        """As many passes as the rows of a caption need."""
+        return row_pieces(ctx, self.config, self._kernel.rows(draws))
+
+    def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: TransitionBatch) -> LossOutput:
+        """Return the mean over the pairs of one caption."""
+        rewards = batch.fields["rewards"][0]
+        new, reference = (value[:, 0].view(len(rewards), -1) for value in (terms.policy, terms.reference))
+        # all densities are relative to the recorded ones, which are thereby 0
+        pairs = reward_difference_losses(
+            new, torch.zeros_like(new), reference, rewards, self.config.beta, self.config.step_clip
+        )
+        predicted = _differences((new - reference).detach().mean(1))[pairs.counted]
+        right = accuracy(predicted).mean() if len(predicted) else torch.full((), 0.5)
+        metrics = {"loss": pairs.loss.detach()[None], "implicit_accuracy": right[None]}
+        return LossOutput(pairs.loss, batch.reported(metrics))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What rewards remember."""
+        return self._rollouts.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        if state.keys() - {"rewards"}:
+            raise ValueError(f"not a checkpoint of PRDP: it holds {sorted(state)}")
+        self._rollouts.load_state_dict(state)
+
+    def _group(
+        self, ctx: Context, rollout: Rollout, caption: int, rows: Tensor, epoch: int, figures: Mapping[str, float]
+    ) -> TransitionBatch | None:
+        """Return the steps of a caption's images, image by image; None where fewer than two could be judged."""
+        judged, trajectories = rollout.judged, rollout.trajectories
+        assert trajectories is not None
+        rows = rows[judged.valid[judged.own[rows]]]
+        if len(rows) < 2:
+            return None
+        # the images of a caption are compared step by step: all are trained on the steps of the first
+        drawn = trained_steps(trajectories.seeds[rows[:1]], self.config, trajectories.log_probs.shape[1], epoch)
+        steps = drawn.expand(len(rows), -1)
+        return TransitionBatch(
+            ids=[rollout.ids[caption]],
+            seeds=trajectories.seeds[rows[:1]],
+            fields={"rewards": rollout.rewards[judged.own[rows]][None].to(ctx.device)},
+            transitions=Transitions.of(trajectories, rows[:, None].expand_as(steps).flatten(), steps.flatten()),
+            figures=figures,
+        )

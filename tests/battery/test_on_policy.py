@@ -163,9 +163,11 @@ def test_state_survives_a_round_trip_and_foreign_state_is_refused(name: str) -> 
 @every_process
 @every_method
 def test_a_few_rollouts_raise_the_reward(name: str, process: str) -> None:
-    rate = ON_POLICY[name].learning_rate
-    start = trained_reward(make(name), ToyPolicy(process), 0, rate, brightness)
-    trained = trained_reward(make(name), ToyPolicy(process), 6, rate, brightness)
+    described = ON_POLICY[name]
+    start, trained = (
+        trained_reward(make(name, **described.to_learn), ToyPolicy(process), n, described.learning_rate, brightness)
+        for n in (0, 6)
+    )
     assert trained > start + 0.002
 
 

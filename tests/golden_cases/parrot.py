@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffalign.strategies.parrot import centred_guidance, pareto_mask, selection_weights
+from diffalign.diffusion.guidance import centred_guidance
+from diffalign.strategies.parrot import pareto_mask, selection_weights
 from tests.golden_cases.base import GoldenCase
 
 

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import grad, gradcheck
 
+from diffalign.diffusion.guidance import centred_guidance
 from diffalign.diffusion.sde import normalised_log_ratio
 from diffalign.errors import UserError
 from diffalign.strategies.d3po import clipped_log_ratio, d3po_loss, preference_signs
 from diffalign.strategies.dro import ranking_hinge
 from diffalign.strategies.pair_loss import PairErrors
-from diffalign.strategies.parrot import centred_guidance, pareto_mask, selection_weights
+from diffalign.strategies.parrot import pareto_mask, selection_weights
 from diffalign.strategies.policy_gradient import ClippedObjective, mean_of_counted
 from diffalign.strategies.prdp import reward_difference_losses
 from diffalign.strategies.pref_grpo import duel_win_rates

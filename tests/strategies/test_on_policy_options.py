@@ -1,0 +1,171 @@
+"""Options of on-policy methods: estimators, penalties, gradients that are cut off, captions that are reworded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffalign.diffusion.guidance import centred, guided
+from diffalign.errors import UserError
+from diffalign.rollouts.rollout import Judged, RolloutConfig
+from diffalign.rollouts.updates import assign, trained_steps
+from diffalign.strategies.on_policy import Advantages, PolicyGradientConfig
+from diffalign.strategies.pref_grpo import group_win_rates
+from tests.battery.methods import CountingPolicy
+from tests.battery.on_policy import captions, collected, context, gradient, make
+from tests.factories import ToyPolicy
+
+MOVED = (0.02, -0.03)
+
+
+def judged(rewards: list[float], groups: list[int], valid: list[bool] | None = None) -> tuple[Tensor, Judged]:
+    count = len(rewards)
+    ok = torch.tensor(valid or [True] * count)
+    table = torch.tensor(rewards)
+    return table, Judged(
+        torch.arange(count), torch.tensor(groups), torch.tensor(groups), table[:, None], ok, torch.arange(count)
+    )
+
+
+@pytest.mark.parametrize("kind", ["caption", "group", "batch"])
+def test_failed_images_have_no_advantage_and_no_say(kind: Any) -> None:
+    config = PolicyGradientConfig(advantage=kind, statistics_min_count=2)
+    with_failure = Advantages(config)(*judged([1.0, 9.0, 2.0, 4.0], [0, 0, 0, 1], [True, False, True, True]))
+    without = Advantages(config)(*judged([1.0, 2.0, 4.0], [0, 0, 1]))
+    assert with_failure[1] == 0
+    assert with_failure[[0, 2, 3]].tolist() == without.tolist()
+
+
+def test_running_statistics_remember_captions_over_rollouts() -> None:
+    estimator = Advantages(PolicyGradientConfig(statistics_min_count=4))
+    first = estimator(*judged([0.0, 1.0, 5.0, 6.0], [0, 0, 1, 1]))
+    assert first[1] < 0 < first[2]  # too few of each caption: the rollout decides
+    second = estimator(*judged([0.0, 1.0, 5.0, 6.0], [0, 0, 1, 1]))
+    torch.testing.assert_close(second, torch.tensor([-1.0, 1.0, -1.0, 1.0]), rtol=1e-4, atol=1e-4)
+
+
+def test_trained_steps_leave_the_last_one_out_and_draw_for_each_image() -> None:
+    seeds = torch.arange(50)
+    assert trained_steps(seeds, RolloutConfig(), 4).tolist() == [[0, 1, 2, 3]] * 50
+    assert trained_steps(seeds, RolloutConfig(train_last_step=False), 4).tolist() == [[0, 1, 2]] * 50
+    drawn = trained_steps(seeds, RolloutConfig(trained_share=0.5), 4)
+    assert drawn.shape == (50, 2)
+    assert len({tuple(row) for row in drawn.tolist()}) > 3
+    assert drawn.equal(trained_steps(seeds, RolloutConfig(trained_share=0.5), 4))
+
+
+def test_updates_share_images_evenly() -> None:
+    place = assign(torch.arange(10), 3, 0)
+    assert sorted(torch.bincount(place).tolist()) == [3, 3, 4]
+    assert not place.equal(assign(torch.arange(10), 3, 1))
+
+
+def first_gradient(name: str, process: str = "epsilon", **options: Any) -> Tensor:
+    policy = CountingPolicy(process, MOVED)
+    strategy, ctx = make(name, **options), context(policy)
+    gradient(strategy, ctx, collected(strategy, ctx, captions(policy))[0], [policy.trained])
+    assert policy.trained.grad is not None
+    return policy.trained.grad.clone()
+
+
+def test_the_unconditional_branch_can_be_left_without_gradient() -> None:
+    kept, cut = (first_gradient("flow_grpo", "flow", detach_unconditional=flag) for flag in (False, True))
+    # guidance 2: the conditional branch counts twice, the other minus once; q[0] acts alike in both
+    assert cut[0] == pytest.approx(2 * kept[0].item(), rel=0.2)
+    torch.testing.assert_close(cut[1], kept[1], rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("process", ["epsilon", "flow"])
+def test_a_penalty_pulls_towards_the_reference(process: str) -> None:
+    policy = CountingPolicy(process, (0.3, 0.0))
+    strategy = make("ddpo", kl_beta=1e4, kl_form="gaussian")
+    ctx = context(policy)
+    account = gradient(strategy, ctx, collected(strategy, ctx, captions(policy))[0], [policy.trained])
+    assert account.sums["reference_kl"] > 0
+    assert policy.trained.grad is not None
+    assert policy.trained.grad[0] > 0  # descent lowers what was added to the first number
+    released = (
+        first_gradient("ddpo", process, kl_beta=1.0),
+        first_gradient("ddpo", process, kl_beta=1.0, kl_form="gaussian"),
+    )
+    assert released[0].equal(released[1]) == (process == "epsilon")
+
+
+def test_members_off_the_front_are_not_replayed() -> None:
+    policy = ToyPolicy()
+    updates = collected(make("parrot"), context(policy), captions(policy))
+    batches = [batch for update in updates for batch in update.micro_batches]
+    assert all((batch.fields["weight"] >= 1).all() for batch in batches)
+    assert 0 < batches[0].figures["front_share"] <= 1
+    rows, steps = sum(batch.size for batch in batches), 4
+    assert rows <= batches[0].figures["front_share"] * 12 * steps + 1e-6
+
+
+def longer(prompts: list[str]) -> list[str]:
+    return [f"{prompt}, detailed" for prompt in prompts]
+
+
+def test_parrot_rewords_what_the_policy_sees_and_not_what_rewards_see() -> None:
+    policy = ToyPolicy()
+    batch = captions(policy, 2)[0]
+    strategy = make("parrot", identifiers=True, expansion="tests.strategies.test_on_policy_options:longer")
+    seen = strategy._worded(context(policy), batch)  # type: ignore[attr-defined]
+    assert seen.prompts == batch.prompts
+    expected = policy.encode_prompts(
+        [f"<reward {k + 1}> {p}, detailed" for k, p in zip((0, 1), batch.prompts, strict=True)]
+    )
+    assert seen.condition.tensors["prompt_embeds"].equal(expected.tensors["prompt_embeds"])
+    with pytest.raises(UserError, match="MODULE:FUNCTION"):
+        make("parrot", expansion="no.such:thing")
+
+
+def test_duels_are_held_inside_groups() -> None:
+    rates = group_win_rates(torch.tensor([1.0, 2.0, 9.0, 3.0, 3.0]), torch.tensor([0, 0, 1, 1, 1]))
+    assert rates.tolist() == [0.0, 1.0, 1.0, 0.25, 0.25]
+
+
+def test_centred_guidance_of_one_caption_is_ordinary_guidance() -> None:
+    policy, latents, times = ToyPolicy(), torch.ones(2, 3, 4, 4), torch.full((2,), 500)
+    condition, null = policy.encode_prompts(["a b", "a c"]), policy.null_condition(2)
+    got = centred(policy.predict, condition, condition, null, 2.0, 1.0)(latents, times)
+    torch.testing.assert_close(got, guided(policy.predict, condition, null, 3.0)(latents, times))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("ddpo", {"images_per_prompt": 1}),
+        ("ddpo", {"kl_beta": -1.0}),
+        ("ddpo", {"trained_share": 0.0}),
+        ("d3po", {"images_per_prompt": 1}),
+        ("prdp", {"beta": 0.0}),
+        ("parrot", {"advantage": "batch"}),
+        ("pref_grpo", {"advantage": "caption"}),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(name: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        make(name, **changes)
+
+
+def test_an_update_without_advantages_still_reports_its_rollout() -> None:
+    policy = ToyPolicy()
+    ctx = replace(context(policy), rewards={"flat": _Flat()})
+    update = collected(make("ddpo"), ctx, captions(policy))[0]
+    assert update.micro_batches[0].figures["flat_groups"] == 1.0
+    assert update.micro_batches[0].figures["active_images"] == 0.0
+
+
+class _Flat:
+    """Likes everything."""
+
+    from diffalign.rewards.base import RewardInfo
+
+    info = RewardInfo("flat", "none", (1.0, 1.0), False)
+
+    def score(self, images: Tensor, prompts: Any, metadata: Any = None) -> Tensor:
+        return torch.ones(len(images))
