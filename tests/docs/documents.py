@@ -4,7 +4,8 @@ The rule: blocks marked ``bash`` and ``python`` run in their order, in one folde
 ``my_pairs.jsonl`` and its pictures. Blocks of any other mark (``text``, ``yaml``) are shown, not run. Changed are
 
 - runs: whatever trains gets the options of :data:`SHORT` on top, so that two steps are taken, and ``accelerate launch
-  train_scripts/X.py`` becomes a call in this process;
+  train_scripts/X.py`` becomes a call in this process; so does ``python eval/X.py``, and ``eval/generate.py`` draws a
+  few images only;
 - models of a hub: ``--pretrained_model_name_or_path OWNER/NAME`` becomes the bundled model, for nothing is fetched;
 - set-up: ``. train_scripts/setup.sh`` and ``pip install`` have been done, and ``pytest`` is what is running.
 
@@ -14,12 +15,17 @@ A Python block whose preceding text ends in "save it as `NAME`" is written to th
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import pytest
 
 from diffalign.cli.main import main
 
@@ -33,6 +39,8 @@ SHORT: dict[str, Any] = {
     "num_inference_steps": 2,
     "mixed_precision": "no",
 }
+FEW = ["--limit", "3", "--steps", "1", "--batch_size", "3"]
+ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SAVED = re.compile(r"save it as\s+`([\w.]+)`\S*\s*$")
 _HUB_MODEL = re.compile(r"(--pretrained_model_name_or_path)[ =][\w.-]+/[\w.-]+")
@@ -76,10 +84,22 @@ def words_of(command: str) -> list[str] | None:
     return words[1:] + ([f"--{name}={value}" for name, value in SHORT.items()] if trains else [])
 
 
+def run_evaluation(command: str) -> None:
+    """Run ``python eval/X.py ...`` in this process."""
+    script, *words = shlex.split(command)[1:]
+    more = FEW if script == "eval/generate.py" else []
+    with mock.patch.object(sys, "argv", [script, *words, *more]), pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert stop.value.code == 0, command
+
+
 def run_bash(text: str, folder: Path) -> None:
     """Run a bash block."""
     for command in commands(text):
         if _DONE.match(command):
+            continue
+        if command.startswith("python eval/"):
+            run_evaluation(command)
             continue
         words = words_of(command)
         if words is None:

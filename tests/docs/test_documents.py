@@ -15,7 +15,7 @@ from tests.data.support import write_images, write_jsonl
 from tests.docs.documents import SHORT, blocks, commands, run_document, words_of
 
 ROOT = Path(__file__).resolve().parents[2]
-EXECUTED = ("README.md", "docs/tutorial.md", "docs/adding_a_method.md")
+EXECUTED = ("README.md", "docs/tutorial.md", "docs/adding_a_method.md", "docs/evaluation.md")
 
 
 @pytest.fixture
