@@ -7,12 +7,16 @@ so that the best value is 0 everywhere. Examples are weighted by one over the nu
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffalign.errors import unknown
 from diffalign.rewards.pickscore import preference_logits
+
+MarginLoss = Literal["hinge", "hinge_smooth", "logistic"]
 
 
 def caption_weights(examples_per_caption: Tensor) -> Tensor:
@@ -81,6 +85,35 @@ def heteroscedastic_cross_entropy(
     margin = (means[:, 0] - means[:, 1]) / (1 + log_variances.exp().sum(-1)).sqrt()
     log_p = torch.special.log_ndtr(torch.stack([margin, -margin], dim=-1))
     return _averaged(_without_ties(-labels * log_p[:, 0] - (1 - labels) * log_p[:, 1], labels), weights)
+
+
+def margin_loss(
+    margins: Tensor, labels: Tensor, kind: MarginLoss = "hinge", weights: Tensor | None = None, gamma: float = 5.0
+) -> Tensor:
+    """Losses of distances to ideal points (PAL, arXiv 2406.08469).
+
+    With ``u`` the margin by which the preferred image is ahead: "hinge" ``max(0, 1 - u)``; "hinge_smooth" the same with
+    a parabola of width ``gamma`` in place of the corner; "logistic" ``log(1 + exp(-u))``. Ties cost nothing.
+
+    Args:
+        margins: (batch,) score of the first image minus that of the second.
+        labels, weights: as in :func:`preference_cross_entropy`.
+
+    Raises:
+        UserError: for an unknown kind.
+    """
+    sides = 2 * labels - 1
+    ahead = sides * margins
+    if kind == "hinge":
+        losses = (1 - ahead).clamp(min=0)
+    elif kind == "hinge_smooth":
+        parabola = (1 - ahead).clamp(min=0).square() / (2 * gamma)
+        losses = torch.where(ahead >= 1 - gamma, parabola, 1 - gamma / 2 - ahead)
+    elif kind == "logistic":
+        losses = F.softplus(-ahead)
+    else:
+        raise unknown("loss of margins", kind, get_args(MarginLoss))
+    return _averaged(losses * sides.abs(), weights)
 
 
 def _without_ties(losses: Tensor, labels: Tensor) -> Tensor:
