@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 _CORE = ("torch", "diffusers", "accelerate", "transformers", "peft", "safetensors", "open_clip_torch", "datasets")
-_EXTRAS = ("xformers", "eval", "scorers", "quant", "app", "dev")
+_EXTRAS = ("xformers", "eval", "scorers", "weights", "quant", "app", "dev")
 
 
 def installed(package: str) -> str | None:

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
 from torch import Tensor
+
+from diffalign.rewards.preprocess import to_tensor
 
 Metadata = Sequence[Mapping[str, Any]]
 
@@ -59,3 +63,16 @@ class Reward(ABC):
         Returns:
             (batch,) float32, with a graph where the images have one and the reward is differentiable.
         """
+
+    def score_pictures(
+        self, pictures: Sequence[Image.Image], prompts: Sequence[str], metadata: Metadata | None = None
+    ) -> Tensor:
+        """Score pictures of any sizes, for evaluation, (batch,); together where they are of one size."""
+        if len({picture.size for picture in pictures}) == 1:
+            return self.score(torch.stack([to_tensor(picture) for picture in pictures]), prompts, metadata)
+        return torch.cat(
+            [
+                self.score(to_tensor(picture)[None], [prompt], metadata and [metadata[row]])
+                for row, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True))
+            ]
+        )

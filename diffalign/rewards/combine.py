@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffalign.errors import UserError
 from diffalign.rewards.base import Metadata, Reward, RewardInfo
-from diffalign.rewards.transforms import damped_penalty, log_sigmoid_centred, pareto_ranks, win_rates
+from diffalign.rewards.transforms import damped_penalty, log_sigmoid_centred, pareto_ranks, rows_by_caption, win_rates
 
 
 def _licences(parts: Sequence[Reward]) -> str:
@@ -190,7 +190,7 @@ class WinRate(_Wrapper):
         """Return win rates, (batch,); 1/2 for an image alone with its caption."""
         scores = self.reward.score(images, prompts, metadata)
         rates = torch.empty_like(scores)
-        for rows in _groups(prompts):
+        for rows in rows_by_caption(prompts):
             rates[rows] = win_rates(scores[rows], self.margin)
         return rates
 
@@ -219,14 +219,6 @@ class ParetoRank(Reward):
         scores = [part.score(images, prompts, metadata).to(images.device) for part in self.parts.values()]
         table = torch.stack(scores, dim=-1)
         ranks = torch.empty(len(table), device=images.device)
-        for rows in _groups(prompts):
+        for rows in rows_by_caption(prompts):
             ranks[rows] = -pareto_ranks(table[rows]).float()
         return ranks
-
-
-def _groups(prompts: Sequence[str]) -> list[list[int]]:
-    """Rows of each caption, in order of first appearance."""
-    rows: dict[str, list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        rows.setdefault(prompt, []).append(index)
-    return list(rows.values())

@@ -25,6 +25,8 @@ class PixelReward(Reward):
         """Score images (batch, 3, height, width) in [0, 1] through differentiable preprocessing, (batch,)."""
         return self.score_pixels(self.preprocess(images), prompts)
 
-    def score_pictures(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+    def score_pictures(
+        self, pictures: Sequence[Image.Image], prompts: Sequence[str], metadata: Metadata | None = None
+    ) -> Tensor:
         """Score pictures of any sizes through the official preprocessing, for evaluation, (batch,)."""
         return self.score_pixels(self.preprocess.exact(pictures), prompts)

@@ -17,8 +17,6 @@ from diffalign.errors import UserError
 from diffalign.records import write_json, write_jsonl
 from diffalign.rewards.base import Reward
 from diffalign.rewards.identity import weights_hash
-from diffalign.rewards.pixels import PixelReward
-from diffalign.rewards.preprocess import to_tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -133,14 +131,8 @@ def open_picture(path: Path) -> Image.Image:
 
 @torch.no_grad()
 def _score_batch(reward: Reward, items: Sequence[Item], pictures: Sequence[Image.Image]) -> Tensor:
-    prompts = [item.prompt for item in items]
-    if isinstance(reward, PixelReward):
-        return reward.score_pictures(pictures, prompts)
     metadata = [item.metadata or {} for item in items]
-    if len({picture.size for picture in pictures}) == 1:
-        return reward.score(torch.stack([to_tensor(picture) for picture in pictures]), prompts, metadata)
-    rows = zip(pictures, prompts, metadata, strict=True)
-    return torch.cat([reward.score(to_tensor(picture)[None], [prompt], [row]) for picture, prompt, row in rows])
+    return reward.score_pictures(pictures, [item.prompt for item in items], metadata)
 
 
 def describe_rewards(rewards: Mapping[str, Reward]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -99,3 +101,11 @@ def pareto_ranks(scores: Tensor) -> Tensor:
         ranks[front] = rank
         rank += 1
     return ranks
+
+
+def rows_by_caption(prompts: Sequence[str]) -> list[list[int]]:
+    """Rows of each caption, in order of first appearance."""
+    rows: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        rows.setdefault(prompt, []).append(index)
+    return list(rows.values())

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
 from diffalign.rewards.base import Metadata, Reward, RewardInfo
+
+PROMPTS = ["a photo of a red circle", "a photo of two blue squares"]
 
 
 class Brightness(Reward):
@@ -36,3 +39,15 @@ def waves(count: int, height: int, width: int) -> Tensor:
         for c in range(3)
     ]
     return torch.stack(rows).view(count, 3, height, width)
+
+
+def check_gradient(reward: Reward, images: Tensor, step: float = 1e-2) -> None:
+    """Compare the directional derivative with a central difference."""
+    generator = torch.Generator().manual_seed(1)
+    direction = torch.randn(images.shape, generator=generator)
+    leaf = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(reward.score(leaf, PROMPTS).sum(), leaf)
+    assert gradient.isfinite().all()
+    ends = [reward.score(images + sign * step * direction, PROMPTS).sum().item() for sign in (1, -1)]
+    want = (ends[0] - ends[1]) / (2 * step)
+    assert (gradient * direction).sum().item() == pytest.approx(want, rel=0.05, abs=1e-3)

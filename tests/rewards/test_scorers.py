@@ -13,7 +13,6 @@ from torch import Tensor
 
 from diffalign.errors import UserError
 from diffalign.rewards.aesthetic import load_aesthetic
-from diffalign.rewards.base import Reward
 from diffalign.rewards.clip_score import ClipScore
 from diffalign.rewards.function import FunctionReward
 from diffalign.rewards.heads import AffineHead
@@ -25,9 +24,8 @@ from diffalign.rewards.ocr import OcrReward
 from diffalign.rewards.open_clip_weights import architecture, clip_config, clip_tokenizer
 from diffalign.rewards.pickscore import PickScore
 from tests.rewards import reference_towers
-from tests.rewards.support import waves
+from tests.rewards.support import PROMPTS, check_gradient, waves
 
-PROMPTS = ["a photo of a red circle", "a photo of two blue squares"]
 VISION = {
     "image_size": 32,
     "hidden_size": 16,
@@ -40,18 +38,6 @@ TEXT = {"vocab_size": 12, "hidden_size": 12, "intermediate_size": 24, "num_hidde
 
 def pictures_of(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray((x * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()) for x in images]
-
-
-def check_gradient(reward: Reward, images: Tensor, step: float = 1e-2) -> None:
-    """Compare the directional derivative with a central difference."""
-    generator = torch.Generator().manual_seed(1)
-    direction = torch.randn(images.shape, generator=generator)
-    leaf = images.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(reward.score(leaf, PROMPTS).sum(), leaf)
-    assert gradient.isfinite().all()
-    ends = [reward.score(images + sign * step * direction, PROMPTS).sum().item() for sign in (1, -1)]
-    want = (ends[0] - ends[1]) / (2 * step)
-    assert (gradient * direction).sum().item() == pytest.approx(want, rel=0.05, abs=1e-3)
 
 
 @pytest.fixture(scope="module")
