@@ -32,6 +32,13 @@ def _train_text(argv: Sequence[str]) -> int:
     return train_command(argv, modality="text", prog="diffalign train-text")
 
 
+def _train_reward(argv: Sequence[str]) -> int:
+    """Train a preference scorer: diffalign train-reward --objective pair [options]."""
+    from diffalign.cli.train_reward import train_reward_command
+
+    return train_reward_command(argv)
+
+
 def _methods(argv: Sequence[str]) -> int:
     """List every method with what it needs, its paper and one line."""
     from diffalign.cli.methods import methods_command
@@ -70,6 +77,7 @@ def _label(argv: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "train-text": _train_text,
+    "train-reward": _train_reward,
     "methods": _methods,
     "data": _data,
     "score": _score,

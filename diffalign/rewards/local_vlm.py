@@ -50,7 +50,7 @@ class LocalModel(VisionLanguageModel):
 
         try:
             processor = AutoProcessor.from_pretrained(source)
-            model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
+            model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
         except (OSError, ValueError, ImportError) as problem:
             reason = str(problem).strip().splitlines()[0]
             raise UserError(

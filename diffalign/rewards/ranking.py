@@ -86,3 +86,17 @@ def style_summary(scores: Mapping[str, Sequence[float]], chunk: int = 80) -> Sty
         means = [statistics.fmean(values[start : start + chunk]) for start in range(0, len(values), chunk)]
         styles[style] = (statistics.fmean(means), statistics.pstdev(means))
     return StyleSummary(styles, statistics.fmean([value for values in scores.values() for value in values]))
+
+
+def label_mass(scores: Tensor, labels: Tensor) -> Tensor:
+    """Share of each label that lies on the higher score (PickScore's accuracy while training).
+
+    Args:
+        scores: (batch, 2) of two images.
+        labels: (batch,) 1 if the first is preferred, 0 if the second, 1/2 for a tie.
+
+    Returns:
+        (batch,): 1 right, 0 wrong, 1/2 for a tie in label or scores.
+    """
+    first = (scores[:, 0] > scores[:, 1]).to(labels.dtype) + 0.5 * (scores[:, 0] == scores[:, 1]).to(labels.dtype)
+    return labels * first + (1 - labels) * (1 - first)

@@ -50,7 +50,9 @@ class SentenceEmbedder:
         from transformers import BertConfig, BertModel
 
         weights = weights_file("minilm")
-        model = BertModel(BertConfig(**json.loads(weights_file("minilm-config").read_text())), add_pooling_layer=False)
+        model: Any = BertModel(
+            BertConfig(**json.loads(weights_file("minilm-config").read_text())), add_pooling_layer=False
+        )
         # The package also carries a pooling layer, which sentences do not use, and constants.
         state = {
             name: value

@@ -1,0 +1,1 @@
+"""Training of preference scorers on the same pairs that models are trained on."""

@@ -1,0 +1,179 @@
+"""Training of scorers: two steps of every objective, resumed runs, ties, held-out captions, bad options."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from diffalign.cli.main import main
+from diffalign.data.image_source import ImageSource
+from diffalign.data.schema import Record
+from diffalign.errors import UserError
+from diffalign.reward_training.config import RewardTrainingConfig
+from diffalign.reward_training.fit import train_reward
+from diffalign.reward_training.pairs import ScorerPair, draw_batch, pairs_of, split_captions
+from diffalign.rewards.heteroscedastic import HeteroscedasticScore
+from diffalign.rewards.loading import load_reward
+from diffalign.rewards.ranking import label_mass
+from tests.docs.documents import blocks, commands
+from tests.rewards.support import PROMPTS, check_gradient, waves
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pairs of four captions: red beats blue, one pair is tied; two people."""
+    folder = tmp_path_factory.mktemp("pairs")
+    rows = []
+    for index in range(12):
+        for name, colour in (("red", (255, 20 * index, 0)), ("blue", (0, 20 * index, 255))):
+            Image.new("RGB", (32, 32), colour).save(folder / f"{name}{index}.png")
+        names = [f"red{index}.png", f"blue{index}.png"][:: -1 if index % 2 else 1]
+        row: dict[str, Any] = {"prompt": f"a picture of colour {index % 4}", "images": names, "user": index % 2}
+        rows.append({**row, "winner": "tie"} if index == 7 else {**row, "winner": index % 2})
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def config(table: Path, folder: Path, **options: Any) -> RewardTrainingConfig:
+    defaults = {"batch_size": 4, "max_train_steps": 2, "lr_warmup_steps": 0, "learning_rate": 1e-4, "held_out": 0.3}
+    return RewardTrainingConfig(dataset_name=str(table), output_dir=folder, **{**defaults, **options})
+
+
+@pytest.mark.parametrize("objective", ["pair", "in_batch", "heteroscedastic", "pal"])
+def test_two_steps_of_every_objective(objective: str, table: Path, tmp_path: Path) -> None:
+    options = config(table, tmp_path / "run", objective=objective, width=8)
+    result = train_reward(options)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(line["grad_norm"] > 0 for line in lines)
+    assert result.pairs + result.held_out_pairs == 12
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["loss"] == result.loss == lines[-1]["loss"]
+    images = waves(2, 64, 64)
+    names = {"pal": "pal@{}", "heteroscedastic": "heteroscedastic@{}"}
+    trained = load_reward(names.get(objective, "{}").format(result.folder))
+    assert trained.score(images, PROMPTS).isfinite().all()
+    if objective != "pal":
+        assert not torch.equal(trained.score(images, PROMPTS), load_reward("tiny-pickscore").score(images, PROMPTS))
+    check_gradient(trained, images, step=1e-3)
+
+
+@pytest.mark.parametrize("objective", ["heteroscedastic", "pal"])
+def test_four_steps_are_two_and_two(objective: str, table: Path, tmp_path: Path) -> None:
+    whole = config(table, tmp_path / "whole", objective=objective, width=8, max_train_steps=4)
+    train_reward(whole)
+    halves = replace(whole, output_dir=tmp_path / "halves")
+    train_reward(replace(halves, max_train_steps=2))
+    with pytest.raises(UserError, match="holds a run already"):
+        train_reward(halves)
+    with pytest.raises(UserError, match=r"its batch_size is 4, this run's is 6"):
+        train_reward(replace(halves, resume=True, batch_size=6))
+    train_reward(replace(halves, resume=True))
+    metrics = [(tmp_path / part / "metrics.jsonl").read_text() for part in ("whole", "halves")]
+    assert metrics[0] == metrics[1]
+    for file in (tmp_path / "whole").glob("*.safetensors"):
+        again = load_file(tmp_path / "halves" / file.name)
+        assert [key for key, value in load_file(file).items() if not torch.equal(value, again[key])] == []
+
+
+def test_pairs_are_learnt(table: Path, tmp_path: Path) -> None:
+    options = config(table, tmp_path / "run", max_train_steps=12, held_out=0.0, batch_size=12, learning_rate=5e-4)
+    result = train_reward(options)
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert result.loss < 0.5 * first["loss"]
+    assert result.accuracy_before is None
+
+
+def test_doubt_lowers_a_cautious_reward(table: Path, tmp_path: Path) -> None:
+    train_reward(config(table, tmp_path, objective="heteroscedastic"))
+    plain, cautious = (HeteroscedasticScore.load(str(tmp_path), caution) for caution in (0.0, 2.0))
+    images = waves(2, 64, 64)
+    _, variance = plain.distributions(plain.preprocess(images), PROMPTS)
+    difference = plain.score(images, PROMPTS) - cautious.score(images, PROMPTS)
+    torch.testing.assert_close(difference, 2 * variance.sqrt())
+    with pytest.raises(UserError, match=r"train_reward\.py --objective heteroscedastic"):
+        load_reward("heteroscedastic")
+    with pytest.raises(UserError, match="no checkpoint at"):
+        load_reward("heteroscedastic@tiny-pickscore")
+
+
+def test_records_become_pairs_with_ties_and_people() -> None:
+    images = tuple(ImageSource.from_bytes(b"", name) for name in "abc")
+    record = Record("r", "p", images, scores=(2.0, 1.0, 2.0), fields={"user": 7.0})
+    pairs = pairs_of(record)
+    assert [(p.first.name, p.second.name, p.label, p.user) for p in pairs] == [
+        ("a", "b", 1.0, "7"),
+        ("a", "c", 0.5, "7"),
+        ("b", "c", 0.0, "7"),
+    ]
+    tied = pairs_of(Record("r", "p", images[:2], tie=True, metadata={"annotator": "anna"}), "annotator")
+    assert [(p.label, p.user) for p in tied] == [(0.5, "anna")]
+
+
+def some_pairs(count: int) -> list[ScorerPair]:
+    image = ImageSource.from_bytes(b"", "x")
+    return [ScorerPair(f"caption {index // 3}", image, image, float(index)) for index in range(count)]
+
+
+def test_captions_are_held_out_as_wholes_and_alike() -> None:
+    trained, kept_back = split_captions(some_pairs(90), 0.4)
+    assert not {p.prompt for p in trained} & {p.prompt for p in kept_back}
+    assert len(trained) + len(kept_back) == 90
+    assert 10 < len(kept_back) < 70
+    assert {p.siblings for p in trained} == {3}
+    fewer, _ = split_captions(some_pairs(60), 0.4)
+    assert {p.prompt for p in fewer} <= {p.prompt for p in trained}
+    with pytest.raises(UserError, match="lower it"):
+        split_captions(some_pairs(3), 0.9999)
+
+
+def test_batches_depend_on_the_step_alone_and_cover_epochs() -> None:
+    pairs = some_pairs(10)
+    batches = [draw_batch(pairs, step, 4, seed=0) for step in range(5)]
+    labels = [pair.label for batch in batches for pair in batch]
+    assert sorted(labels[:10]) == sorted(labels[10:]) == [float(i) for i in range(10)]
+    assert labels[:10] != labels[10:]
+    assert len(draw_batch(pairs[:3], 0, 8, seed=0)) == 8
+
+
+def test_right_wrong_and_tied() -> None:
+    scores = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [3.0, 1.0]])
+    assert label_mass(scores, torch.tensor([1.0, 1.0, 1.0, 0.5])).tolist() == [1.0, 0.0, 0.5, 0.5]
+
+
+def test_the_command_and_its_mistakes(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--dataset_name", str(table), "--output_dir", str(tmp_path / "run"), "--max_train_steps", "2"]
+    words += ["--batch_size", "4", "--objective", "pal", "--width", "8", "--held_out", "0.3"]
+    assert main(["train-reward", *words]) == 0
+    output = capsys.readouterr().out
+    assert "held-out accuracy" in output
+    assert f"scorer in {tmp_path / 'run'}" in output
+    assert main(["train-reward", *words]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    with pytest.raises(UserError, match="held_out is 1"):
+        RewardTrainingConfig(held_out=1.0)
+    with pytest.raises(UserError, match="unknown objective 'pairs': did you mean 'pair'"):
+        RewardTrainingConfig(objective="pairs")  # type: ignore[arg-type]
+
+
+def test_the_commands_of_the_document(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "votes.jsonl").write_text(table.read_text())
+    for image in table.parent.glob("*.png"):
+        (tmp_path / image.name).write_bytes(image.read_bytes())
+    text = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+    lines = [c for b in blocks(text) if b.language == "bash" for c in commands(b.text) if "train-reward" in c]
+    assert len(lines) >= 3
+    for line in lines:
+        assert main([*shlex.split(line)[1:], "--max_train_steps=2", "--batch_size=4"]) == 0
+    votes = load_reward("pal@runs/taste#1").score(waves(2, 64, 64), PROMPTS)
+    assert votes.shape == (2,)
