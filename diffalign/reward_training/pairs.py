@@ -91,7 +91,8 @@ def split_captions(pairs: Sequence[ScorerPair], held_out: float) -> tuple[list[S
 
 def draw_batch(pairs: Sequence[ScorerPair], step: int, batch_size: int, seed: int) -> list[ScorerPair]:
     """Return the pairs of an optimizer step, from 0: every epoch in an order of its own, whatever came before."""
-    batch, position = [], step * batch_size
+    batch: list[ScorerPair] = []
+    position = step * batch_size
     while len(batch) < batch_size:
         epoch, offset = divmod(position, len(pairs))
         generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))

@@ -187,7 +187,7 @@ class HPSv3(Reward):
 
     def distributions(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return mean and logarithm of the standard deviation of each score, (batch, 2)."""
-        size = fitted_size(*images.shape[-2:], self._multiple)
+        size = fitted_size(images.shape[-2], images.shape[-1], self._multiple)
         if tuple(images.shape[-2:]) != size:
             images = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
         return self._read(list(images), prompts)
@@ -203,7 +203,7 @@ class HPSv3(Reward):
             patchify(image, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
             for image in images
         ]
-        place = self.network.rm_head[0].weight.device
+        place = next(self.network.parameters()).device
         grids = torch.tensor([grid for _, grid in parts], device=place)
         texts = [
             self._text(prompt, grid[1] * grid[2] // vision.spatial_merge_size**2)
