@@ -94,9 +94,12 @@ class Brisque(Reward):
         Raises:
             UserError: if it is absent.
         """
-        ranges = read_arrays(weights_file("brisque-ranges"))
+        files = weights_file("brisque"), weights_file("brisque-ranges")
+        ranges = read_arrays(files[1])
         low, high = (torch.tensor(ranges[name], dtype=torch.float64) for name in ("min_", "max_"))
-        return cls(SupportVectors.read(weights_file("brisque")), low, high)
+        reward = cls(SupportVectors.read(files[0]), low, high)
+        reward.weights_files = files
+        return reward
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
