@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from PIL import Image
 from diffalign.errors import UserError
 from diffalign.evaluation.geneval.colors import GREY, ClipColors, crop
 from diffalign.evaluation.geneval.detectors import load_detector
+from diffalign.evaluation.geneval.onnx_detector import OnnxDetector
 from diffalign.evaluation.geneval.transformers_detector import TransformersDetector
 from diffalign.evaluation.geneval.verdict import Detection
 from diffalign.evaluation.geneval.vocabulary import CLASSES, COLORS
 from diffalign.rewards.pickscore import PickScore
+from diffalign.rewards.weights import PARCELS
+from tests.rewards.photographs import photograph
 
 LABELS = {0: "N/A", 1: "cat", 2: "remote", 3: "lamp"}
 VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -95,6 +99,61 @@ def test_a_saved_detector_finds_known_classes_inside_the_picture(kind: str, tmp_
             assert detection.mask.shape == (40, 60)
             left, top, right, bottom = (int(value) for value in detection.box)
             assert detection.mask[top:bottom, left:right].sum() == detection.mask.sum()
+
+
+class OneBox:
+    """Sees a cat in the right half of the network's input, twice, and a doubtful dog."""
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        _, _, height, width = pixels.shape
+        output = np.zeros((1, 84, 3), dtype=np.float32)
+        output[0, :4] = np.array([[0.75 * width, 0.5 * height, 0.5 * width, height]] * 3).T
+        for index, (name, score) in enumerate((("cat", 0.8), ("cat", 0.9), ("dog", 0.01))):
+            output[0, 4 + CLASSES.index(name), index] = score
+        return output
+
+
+def test_boxes_of_a_padded_picture_come_back_in_its_own_pixels() -> None:
+    (found,) = OnnxDetector(OneBox()).detect(Image.new("RGB", (300, 200)), "x.png")
+    assert (found.name, found.score) == ("cat", pytest.approx(0.9))
+    # 300 x 200 becomes 640 x 427 in the middle of 640 x 448: the padding lies outside the picture
+    assert found.box == pytest.approx((150, 0, 300, 200), abs=0.1)
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("chelsea", {"cat": 0.744}), ("coffee", {"dining table": 0.755, "cup": 0.633}), ("astronaut", {"person": 0.899})],
+)
+def test_real_weights_give_the_recorded_scores(name: str, expected: dict[str, float]) -> None:
+    """Recorded with the picture stretched to a square, which leaves nothing to pad."""
+    found = load_detector("yolo11n").detect(photograph(name).resize((640, 640)), "x.png")
+    for label, score in expected.items():
+        assert max(d.score for d in found if d.name == label) == pytest.approx(score, abs=0.01)
+
+
+@pytest.mark.weights
+def test_real_weights_on_real_photographs(script, tmp_path: Path) -> None:
+    asked = [
+        ("chelsea", ["cat"]),
+        ("coffee", ["cup", "dining table"]),
+        ("astronaut", ["person"]),
+        ("astronaut", ["dog"]),
+    ]
+    for index, (name, classes) in enumerate(asked):
+        include = [{"class": name, "count": 1} for name in classes]
+        tag = "single_object" if len(classes) == 1 else "two_object"
+        row = {"tag": tag, "include": include, "prompt": f"a photo of {classes}"}
+        samples = tmp_path / f"{index:05d}" / "samples"
+        samples.mkdir(parents=True)
+        (samples.parent / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+        photograph(name).save(samples / "00000.png")
+    answer = script("geneval", "--images", tmp_path, "--detector", "yolo11n")
+    assert answer.status == 0, answer.err
+    verdicts = [json.loads(line) for line in (tmp_path / "geneval" / "results.jsonl").read_text().splitlines()]
+    assert [row["correct"] for row in verdicts] == [True, True, True, False]
+    manifest = json.loads((tmp_path / "geneval" / "manifest.json").read_text())
+    assert manifest["detector"]["weights_hash"] == PARCELS["yolo11n"].sha256
 
 
 def test_what_is_no_detector_is_refused(tmp_path: Path) -> None:

@@ -96,15 +96,15 @@ class BoxesFile(Detector):
         return self._rows[place]
 
 
-KINDS: Sequence[str] = ("world", "boxes@FILE", "transformers@NAME")
+KINDS: Sequence[str] = ("world", "yolo11n", "boxes@FILE", "transformers@NAME")
 
 
 def load_detector(spec: str, device: str = "cpu") -> Detector:
     """Load a detector.
 
     Args:
-        spec: "world"; "boxes@FILE"; "transformers@NAME" (or just a name with a slash) for an object detector of
-            transformers by hub name or local folder.
+        spec: "world"; "yolo11n"; "boxes@FILE"; "transformers@NAME" (or just a name with a slash) for an object
+            detector of transformers by hub name or local folder.
         device: where a network runs.
 
     Raises:
@@ -113,6 +113,10 @@ def load_detector(spec: str, device: str = "cpu") -> Detector:
     kind, _, source = spec.partition("@")
     if spec == "world":
         return WorldDetector()
+    if spec == "yolo11n":
+        from diffalign.evaluation.geneval.onnx_detector import OnnxDetector
+
+        return OnnxDetector.load()
     if kind == "boxes" and source:
         return BoxesFile(Path(source).expanduser())
     if kind == "transformers" and source:
