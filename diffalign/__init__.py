@@ -10,8 +10,10 @@ _LAZY = {
     "train": ("diffalign.training.api", "train"),
     "list_methods": ("diffalign.strategies.registry", "list_methods"),
     "UserError": ("diffalign.errors", "UserError"),
+    "optimize_noise": ("diffalign.inference.optimize_noise", "optimize_noise"),
+    "best_of_n": ("diffalign.inference.optimize_noise", "best_of_n"),
 }
-__all__ = ["UserError", "__version__", "list_methods", "train"]
+__all__ = ["UserError", "__version__", "best_of_n", "list_methods", "optimize_noise", "train"]
 
 
 def __getattr__(name: str) -> Any:

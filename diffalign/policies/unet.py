@@ -66,7 +66,10 @@ class SDXLPolicy(UNetPolicy):
 
     def with_size(self, condition: Condition, sizes: Mapping[str, Any]) -> Condition:
         ids = time_ids(
-            sizes["original_size"], sizes.get("crop_top_left", (0, 0)), sizes["target_size"], rows=len(condition)
+            sizes["original_size"],
+            sizes.get("crop_top_left", (0, 0)),
+            sizes.get("target_size", sizes["original_size"]),
+            rows=len(condition),
         )
         return Condition({**condition.tensors, "time_ids": ids.to(condition.tensors["prompt_embeds"].device)})
 
