@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffalign.errors import MissingExtra
+from diffalign.errors import MissingExtra, UserError
 from diffalign.inference.noise_judge import Found
+from diffalign.policies.saving import write_safetensors
+from diffalign.records import write_json
 
 
 @dataclass(frozen=True)
@@ -108,23 +109,20 @@ class NoiseResult:
 
         Returns:
             the JSON file; it is there only if all others are.
+
+        Raises:
+            UserError: if something cannot be written.
         """
-        from safetensors.torch import save_file
-
-        folder.mkdir(parents=True, exist_ok=True)
-
-        def draft(suffix: str) -> Path:
-            return folder / f".{name}{suffix}.tmp"
-
-        writers = {
-            ".png": lambda path: self.image.save(path, format="PNG"),
-            "-first.png": lambda path: self.first_image.save(path, format="PNG"),
-            ".safetensors": lambda path: save_file({"noise": self.noise.contiguous()}, path),
-            ".json": lambda path: path.write_text(json.dumps(self.record()) + "\n"),
-        }
-        for suffix, write in writers.items():
-            write(draft(suffix))
-            draft(suffix).replace(folder / f"{name}{suffix}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for suffix, picture in (("", self.image), ("-first", self.first_image)):
+                draft = folder / f".{name}{suffix}.tmp"
+                picture.save(draft, format="PNG")
+                draft.replace(folder / f"{name}{suffix}.png")
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error}") from error
+        write_safetensors(folder / f"{name}.safetensors", {"noise": self.noise.contiguous()}, {"prompt": self.prompt})
+        write_json(folder / f"{name}.json", self.record())
         return folder / f"{name}.json"
 
     def _repr_png_(self) -> bytes | None:

@@ -5,10 +5,11 @@ The settings are those under which ReNO's authors used them (arXiv 2406.04312, h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -102,6 +103,8 @@ ONE_STEP: dict[str, OneStepModel] = {
     ),
 }
 """Name -> model."""
+_LOADED: WeakKeyDictionary[Any, OneStepModel] = WeakKeyDictionary()
+"""Pipelines that :func:`load_one_step` made."""
 
 
 def get_one_step(name: str) -> OneStepModel:
@@ -144,14 +147,17 @@ def load_one_step(name: str, device: torch.device | str = "cpu", dtype: torch.dt
         scheduler, changes = model.scheduler
         pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config, **changes)
     pipeline.set_progress_bar_config(disable=True)
+    _LOADED[pipeline] = model
     return pipeline.to(device)
 
 
 def known_model(pipeline: Any) -> OneStepModel | None:
-    """Return what is known of a loaded pipeline, by the name it was loaded from; None where nothing is.
+    """Return what is known of a pipeline, by who loaded it or the name it was loaded from; None where nothing is.
 
-    Models whose denoiser was exchanged cannot be told from their base, and are never guessed.
+    Loaded elsewhere, models whose denoiser was exchanged cannot be told from their base, and are not guessed.
     """
+    if isinstance(pipeline, Hashable) and pipeline in _LOADED:
+        return _LOADED[pipeline]
     config = getattr(pipeline, "config", {})
     source = str(config.get("_name_or_path", "")) if hasattr(config, "get") else ""
     named = (model for model in ONE_STEP.values() if model.denoiser is None and model.repository == source)

@@ -21,15 +21,15 @@ from diffalign.inference.noise_generators import NoiseGenerator, PipelineGenerat
 from diffalign.inference.noise_judge import Judge, best_of_noises
 from diffalign.inference.noise_result import NoiseResult
 from diffalign.inference.noise_search import Callback, NoiseSearch, SearchSettings
-from diffalign.inference.one_step import ONE_STEP, Sampling, get_one_step, known_model, load_one_step
+from diffalign.inference.one_step import ONE_STEP, Sampling, known_model, load_one_step
 from diffalign.policies.components import PipelinePolicy
 from diffalign.rewards.base import Metadata, Reward
 from diffalign.rewards.combine import WeightedSum
 from diffalign.rewards.compose import load_parts, parse_rewards
 from diffalign.rewards.loading import load_reward
 
-Rewards = str | Mapping[str, Any]
-"""``"pickscore:0.05,clip:0.01"``, or name -> weight, reward, or (reward, weight)."""
+Rewards = str | Mapping[str, Any] | WeightedSum
+"""``"pickscore:0.05,clip:0.01"``; name -> weight, reward, or (reward, weight); or all of it loaded."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,8 @@ def weighted(rewards: Rewards, device: torch.device | str = "cpu") -> WeightedSu
     Raises:
         UserError: for no reward at all, or an unknown one.
     """
+    if isinstance(rewards, WeightedSum):
+        return rewards
     if isinstance(rewards, str):
         specs = parse_rewards(rewards)
         return WeightedSum(load_parts(specs, device), {spec.label: spec.weight for spec in specs})
@@ -220,16 +222,34 @@ def weighted(rewards: Rewards, device: torch.device | str = "cpu") -> WeightedSu
     return WeightedSum(parts, weights)
 
 
+def load_model(name: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Any:
+    """Load what images are made with, once for many calls.
+
+    Args:
+        name: a one-step model by name, or whatever ``load_policy`` takes.
+        dtype: type of the weights; by default that of the one-step model, else float32.
+        device: where it goes; by default an accelerator where there is one.
+
+    Raises:
+        UserError: if there is no such model.
+    """
+    from diffalign.policies.loading import load_policy
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if str(name) in ONE_STEP:
+        return load_one_step(str(name), device, dtype)
+    return load_policy(name, dtype=dtype or torch.float32, device=device)
+
+
 @contextmanager
 def _prepared(
     pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], how: NoiseOptions
 ) -> Iterator[NoiseGenerator]:
     if not prompts:
         raise UserError("no captions were given")
-    model = get_one_step(pipeline) if isinstance(pipeline, str) and pipeline in ONE_STEP else None
     if isinstance(pipeline, (str, Path)):
-        pipeline = _load(pipeline, how)
-    known = model or known_model(pipeline)
+        pipeline = load_model(pipeline, how.dtype, how.device)
+    known = known_model(pipeline)
     sampling = how.sampling(known.sampling if known else Sampling())
     generator: NoiseGenerator
     if isinstance(pipeline, PipelinePolicy):
@@ -240,15 +260,6 @@ def _prepared(
         raise UserError(f"cannot make images with a {type(pipeline).__name__}: give a pipeline, a policy, or a name")
     with generator.frozen(how.checkpointing, how.vae_slicing):
         yield generator
-
-
-def _load(name: str | Path, how: NoiseOptions) -> Any:
-    from diffalign.policies.loading import load_policy
-
-    device = how.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if str(name) in ONE_STEP:
-        return load_one_step(str(name), device, how.dtype)
-    return load_policy(name, dtype=how.dtype or torch.float32, device=device)
 
 
 def _known_rate(pipeline: Any) -> float | None:
