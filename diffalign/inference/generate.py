@@ -36,15 +36,45 @@ def generate(
     Returns:
         (n, 3, height, width) in [0, 1] on the CPU, rounded to the 256 levels of an image file.
     """
+    latents = generate_latents(
+        policy,
+        prompts,
+        seeds,
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
+        resolution=resolution,
+        batch_size=batch_size,
+    )
+    return decode_images(policy, latents, batch_size)
+
+
+def generate_latents(
+    policy: Policy,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    num_steps: int,
+    guidance_scale: float,
+    resolution: tuple[int, int] | None = None,
+    batch_size: int = 32,
+) -> Tensor:
+    """Sample the latents of one image for each caption, (n, channels, ...); arguments as of :func:`generate`."""
     height, width = resolution or policy.default_resolution
     shape = policy.latent_shape(height, width)
-    images = []
+    parts = []
     with policy.inference():
         for start in range(0, len(prompts), batch_size):
             chunk = slice(start, start + batch_size)
             condition = policy.with_size(policy.encode_prompts(prompts[chunk]), {"original_size": (height, width)})
             null = policy.with_size(policy.null_condition(len(condition)), {"original_size": (height, width)})
             noise = randn_rows(torch.tensor(seeds[chunk]), shape, "initial noise", policy.device)
-            latents = sample(guided(policy.predict, condition, null, guidance_scale), policy.process, noise, num_steps)
-            images.append((policy.decode(latents).float().clamp(0, 1) * 255).round().cpu() / 255)
-    return torch.cat(images)
+            predict = guided(policy.predict, condition, null, guidance_scale)
+            parts.append(sample(predict, policy.process, noise, num_steps))
+    return torch.cat(parts)
+
+
+def decode_images(policy: Policy, latents: Tensor, batch_size: int = 32) -> Tensor:
+    """Decode latents (n, channels, ...) to images as :func:`generate` returns them."""
+    with policy.inference():
+        decoded = [policy.decode(part).float().clamp(0, 1).cpu() for part in latents.split(batch_size)]
+    return (torch.cat(decoded) * 255).round() / 255

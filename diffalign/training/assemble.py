@@ -155,6 +155,12 @@ def _check(spec: Spec, config: TrainConfig) -> None:
         raise UserError(f"{config.method!r} learns from a reward: name one or more with --rewards, such as pickscore")
     if not spec.needs_reward and config.reward.rewards:
         raise UserError(f"{config.method!r} uses no reward: leave --rewards out")
+    watched = config.run.early_stop_reward
+    if watched and spec.modality == "text":
+        raise UserError("--early_stop_reward judges images; text methods have no rewards by name")
+    trained = parse_rewards(config.reward.rewards) if config.reward.rewards else []
+    if watched in [part.label for part in trained]:
+        raise UserError(f"--early_stop_reward {watched} is trained on and cannot tell when to stop: name another")
     if config.model.train_mode == "full" and config.model.start_adapter:
         raise UserError("--start_adapter needs --train_mode lora: all weights cannot train beside an adapter")
 

@@ -199,6 +199,10 @@ class RunOptions:
         guidance_scale: guidance for validation and evaluation.
         evaluation_prompts: held-out captions scored before and after the run, where the data set has a verifier or
             proxy reward; 0 switches it off.
+        early_stop_reward: reward that watches the run and is not trained on, ``NAME[@SOURCE]`` (``docs/rewards.md``);
+            judged every ``validation_steps`` on held-out captions, or on the validation prompts where there are none.
+        early_stop_patience: end the run after so many validations in a row without a new best of that reward, and keep
+            the weights of the best.
         guard_patience: stop after so many consecutive steps with a zero or non-finite loss or gradient.
         spike_factor: skip a step whose gradient norm exceeds this multiple of its running median; 0 never skips.
         max_skipped_steps: stop, with advice, after so many skipped steps.
@@ -217,10 +221,19 @@ class RunOptions:
     num_inference_steps: int = 15
     guidance_scale: float = 5.0
     evaluation_prompts: int = 0
+    early_stop_reward: str = ""
+    early_stop_patience: int = 3
     guard_patience: int = 3
     spike_factor: float = 20.0
     max_skipped_steps: int = 10
     dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.early_stop_patience > 0, f"--early_stop_patience must be positive, not {self.early_stop_patience}")
+        require(
+            not self.early_stop_reward or self.validation_steps > 0,
+            "--early_stop_reward looks at the run every --validation_steps: give that too",
+        )
 
 
 GROUPS: dict[str, type] = {

@@ -39,13 +39,9 @@ class MovingAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Put the average in the place of the weights; they come back, also after an exception."""
-        kept = {name: value.clone() for name, value in self._trainables.state_dict().items()}
-        self._trainables.load_state_dict(self._average)
-        try:
+        """Put the average in the place of the weights; they come back."""
+        with self._trainables.holding(self._average):
             yield
-        finally:
-            self._trainables.load_state_dict(kept)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The average by name."""

@@ -16,7 +16,8 @@ from diffalign.data.load import drop_unreadable, load_examples, with_aspect_buck
 from diffalign.data.pairing import PairingOptions
 from diffalign.data.prepare import FramingOptions
 from diffalign.data.readers import SourceOptions
-from diffalign.data.schema import StreamSet, describe_notes, kind_info
+from diffalign.data.schema import HeldOut, StreamSet, describe_notes, kind_info
+from diffalign.errors import UserError
 from diffalign.evaluation.evaluator import ImageEvaluator
 from diffalign.policies.adapters import START_ADAPTER
 from diffalign.policies.base import Policy
@@ -25,7 +26,7 @@ from diffalign.rewards.base import Reward
 from diffalign.rewards.compose import RewardSpec, load_parts
 from diffalign.rewards.loading import load_reward
 from diffalign.strategies.base import DataKind
-from diffalign.training.config import DataOptions, ModelOptions, TrainConfig
+from diffalign.training.config import DataOptions, ModelOptions, RunOptions, TrainConfig
 from diffalign.training.domain import Domain, LoadedData
 from diffalign.training.loop import Observer
 from diffalign.training.memory import saved_bytes
@@ -112,25 +113,42 @@ class ImageDomain(Domain):
     def observer(self, policy: Policy, data: LoadedData, config: TrainConfig, console: Any) -> Observer | None:
         run = config.run
         held_out = getattr(data.source, "held_out", None)
-        evaluator = None
+        held = None
         if run.evaluation_prompts and held_out is not None:
             held = held_out(_EVALUATION_SPLIT, run.evaluation_prompts, _EVALUATION_SEED)
+        prompts = _grid_prompts(run, data, held)
+        watched = run.early_stop_reward
+        if watched and held is None:
+            if not prompts:
+                raise UserError("--early_stop_reward has no captions to judge: give --validation_prompts")
+            held = HeldOut(tuple(prompts), tuple({} for _ in prompts), ())
+        if not prompts and held is None:
+            return None
+        evaluator = None
+        if held is not None:
+            names = dict.fromkeys([*held.rewards, *([watched] if watched else [])])
             evaluator = ImageEvaluator(
                 prompts=held.prompts,
                 metadata=held.metadata,
                 seeds=range(len(held.prompts)),
-                rewards={name: load_reward(name, policy.device) for name in held.rewards},
-                primary=held.rewards[0],
+                rewards={name: load_reward(name, policy.device) for name in names},
+                primary=next(iter(names)),
             )
-        prompts = list(run.validation_prompts)[: run.num_validation_images]
-        if not prompts and evaluator is not None:
-            prompts = list(evaluator.prompts[: run.num_validation_images])
-        if not prompts and not isinstance(data.source, StreamSet):
-            captions = dict.fromkeys(prompt for example in data.examples for prompt in example.prompts)
-            prompts = [caption for caption in captions if caption][: run.num_validation_images]
-        if not prompts and evaluator is None:
-            return None
-        return ImageObserver(policy, prompts, evaluator, run, console)
+        return ImageObserver(policy, prompts, evaluator, run, console, watched)
+
+
+def _grid_prompts(run: RunOptions, data: LoadedData, held: HeldOut | None) -> list[str]:
+    """Captions of the grid: those that were asked for, else held-out ones, else the data's own."""
+    if not run.num_validation_images:
+        return []
+    if run.validation_prompts:
+        return list(run.validation_prompts)[: run.num_validation_images]
+    if held is not None:
+        return list(held.prompts[: run.num_validation_images])
+    if isinstance(data.source, StreamSet):
+        return []
+    captions = dict.fromkeys(prompt for example in data.examples for prompt in example.prompts)
+    return [caption for caption in captions if caption][: run.num_validation_images]
 
 
 def _source_options(options: DataOptions, seed: int) -> SourceOptions:

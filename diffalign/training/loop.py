@@ -15,6 +15,7 @@ from diffalign.batch import Batch
 from diffalign.strategies.base import Context, Strategy, Update
 from diffalign.training.checkpoint import RunIdentity, find_checkpoint, save_checkpoint
 from diffalign.training.config import OptimOptions, RunOptions
+from diffalign.training.early_stop import EarlyStop
 from diffalign.training.guards import Guards, RunStopped
 from diffalign.training.memory import out_of_memory
 from diffalign.training.processes import Processes
@@ -44,12 +45,13 @@ class BatchSource(Protocol):
 class Observer(Protocol):
     """Looks at the model besides training: validation grids, scores before and after.
 
-    It runs on the main process, with the moving average in the place of the weights where there is one.
+    It runs on the main process, with the moving average in the place of the weights where there is one. The first two
+    return what early stopping watches, if anything.
     """
 
-    def before(self, folder: RunFolder) -> None: ...
+    def before(self, folder: RunFolder) -> float | None: ...
 
-    def during(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> None: ...
+    def during(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> float | None: ...
 
     def after(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> dict[str, Any]: ...
 
@@ -83,6 +85,7 @@ class RunResult:
         metrics: those of the last logging interval.
         summary: figures measured before and after, where the data allow any.
         interrupted: name of the signal that ended the run early, or None.
+        stopped_early: a held-out reward ended the run; known to the main process.
     """
 
     folder: Path
@@ -90,6 +93,7 @@ class RunResult:
     metrics: dict[str, float] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     interrupted: str | None = None
+    stopped_early: bool = False
 
 
 class Trainer:
@@ -131,6 +135,7 @@ class Trainer:
         self.trainables = Trainables(strategy, ctx.policy)
         guards = Guards(run.guard_patience, run.spike_factor, run.max_skipped_steps, strategy.spec.waived_guards)
         self._stepper = Stepper(strategy, ctx, self.trainables, optim, learning_rate, guards, processes, self._watch)
+        self._early_stop = EarlyStop(self.trainables, run.early_stop_patience)
         self._saved_step: int | None = None
 
     def fit(self) -> RunResult:
@@ -145,7 +150,7 @@ class Trainer:
         try:
             with StopRequest() as stop:
                 if not self.ctx.step:
-                    self._observe(lambda observer: observer.before(self._folder))
+                    self._watch_over(lambda observer: observer.before(self._folder))
                 metrics = self._train(trackers, stop)
             self._save()
             summary: dict[str, Any] = {}
@@ -159,7 +164,7 @@ class Trainer:
             for tracker in trackers:
                 tracker.close()
         self._say(self._farewell(stop.signal))
-        return RunResult(self._folder.path, self.ctx.step, metrics, summary, stop.signal)
+        return RunResult(self._folder.path, self.ctx.step, metrics, summary, stop.signal, self._early_stop.over)
 
     def _train(self, trackers: Sequence[Tracker], stop: StopRequest) -> dict[str, float]:
         ctx, run = self.ctx, self._run
@@ -170,7 +175,7 @@ class Trainer:
                 self._processes, trackers, display, self._watch, run.logging_steps, ctx.step, ctx.total_steps
             )
             ctx.progress = display.work
-            while ctx.step < ctx.total_steps and not self._anywhere(stop.requested):
+            while ctx.step < ctx.total_steps and not self._anywhere(stop.requested or self._early_stop.over):
                 with self._watch("data"):
                     collected = next(batches)
                 due = False  # a checkpoint falls between rollouts, never inside one
@@ -181,7 +186,7 @@ class Trainer:
                     reporter.step(ctx.step, result)
                     due |= _falls_on(run.checkpointing_steps, ctx.step)
                     if _falls_on(run.validation_steps, ctx.step) and ctx.step < ctx.total_steps:
-                        self._observe(lambda observer: observer.during(ctx.step, self._folder, trackers))
+                        self._watch_over(lambda observer: observer.during(ctx.step, self._folder, trackers))
                         reporter.restart_clock()
                     if ctx.step >= ctx.total_steps:
                         break
@@ -233,6 +238,7 @@ class Trainer:
         self.source.load_state_dict(checkpoint.state["source"])
         if self.ctx.reference is not None:
             self.ctx.reference.load_state_dict(checkpoint.state["reference"])
+        self._early_stop.load_state_dict(checkpoint.state["early_stop"])
         self.ctx.step = self._saved_step = checkpoint.step
         changed = checkpoint.changed_options(self._record.config)
         self._say(*remarks, f"resumed from {checkpoint.folder} after step {checkpoint.step}", *changed)
@@ -247,18 +253,23 @@ class Trainer:
                 "strategy": self.strategy.state_dict(),
                 "source": self.source.state_dict(),
                 "reference": self.ctx.reference.state_dict() if self.ctx.reference is not None else {},
+                "early_stop": self._early_stop.state_dict(),
             }
             keep = self._run.checkpoints_total_limit
             save_checkpoint(self._folder.checkpoints, self.ctx.step, self.trainables.state_dict(), state, keep)
         self._saved_step = self.ctx.step
         self._processes.wait()
 
+    def _watch_over(self, look: Callable[[Observer], float | None]) -> None:
+        """Let the observer look, and early stopping judge what it saw."""
+        self._observe(lambda observer: self._early_stop.look(self.ctx.step, look(observer)))
+
     def _observe(self, look: Callable[[Observer], Any]) -> Any:
         """Let the observer look, on the main process, while the others wait."""
         seen = None
         if self._observer is not None and self._processes.is_main:
             module = self.ctx.policy.module
-            with self._averaged(), torch.random.fork_rng():
+            with self._shown(), torch.random.fork_rng():
                 training = module.training
                 module.eval()
                 seen = look(self._observer)
@@ -268,7 +279,7 @@ class Trainer:
 
     def _export(self, summary: Mapping[str, Any]) -> None:
         if self._processes.is_main:
-            with self._averaged():
+            with self._shown():
                 if self.strategy.spec.trains == "policy":
                     self.ctx.policy.save(self._folder.path, self._record.metadata)
                 self.strategy.export(self.ctx, self._folder.path)
@@ -276,13 +287,17 @@ class Trainer:
                 self._folder.write_card(self._record.card(summary))
         self._processes.wait()
 
-    def _averaged(self) -> Any:
+    def _shown(self) -> Any:
+        """Hold the weights that are looked at and exported: the best of an ended run, else the moving average."""
+        if self._early_stop.over:
+            return self._early_stop.best()
         average = self._stepper.average
         return average.applied() if average is not None else nullcontext()
 
     def _farewell(self, signal: str | None) -> str:
         if signal is None:
-            return f"done: {self.ctx.step} steps; results in {self._folder.path}"
+            why = f"; {self._early_stop.describe()}" if self._early_stop.over else ""
+            return f"done: {self.ctx.step} steps{why}; results in {self._folder.path}"
         return (
             f"{signal} received: saved after step {self.ctx.step}; continue with "
             f"--output_dir {self._folder.path} --resume_from_checkpoint latest"

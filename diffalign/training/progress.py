@@ -85,15 +85,18 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.update(self._work, description=what, completed=done, total=total, visible=done < total)
 
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        if self._console is not None:
+            self._console.print(text, highlight=False, soft_wrap=True)
+
     def forecast(self, watch: Stopwatch, examples: float, seconds: float, steps_left: int) -> None:
         """After the warm-up: measured speed, hours to go, peak memory, and where the time goes."""
         if self._console is None or seconds <= 0:
             return
         left = seconds / WARM_UP * steps_left
         shares = ", ".join(f"{name} {share:.0%}" for name, share in watch.shares().items() if share >= 0.005)
-        self._console.print(
+        self.note(
             f"measured over {WARM_UP} steps: {examples / seconds:.3g} examples/s, about "
-            f"{left / 3600:.2g} h to go, peak memory {peak_memory_bytes(self._device) / 2**30:.2f} GiB; time: {shares}",
-            highlight=False,
-            soft_wrap=True,
+            f"{left / 3600:.2g} h to go, peak memory {peak_memory_bytes(self._device) / 2**30:.2f} GiB; time: {shares}"
         )

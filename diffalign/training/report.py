@@ -12,6 +12,9 @@ from diffalign.training.step import StepResult
 from diffalign.training.stopwatch import Stopwatch
 from diffalign.training.trackers import Tracker
 
+FLAT_INTERVALS = 5
+"""Logging intervals without any difference of rewards after which a note says so."""
+
 
 class Reporter:
     """Receives every step.
@@ -39,6 +42,7 @@ class Reporter:
         self._interval, self._first, self._total = logging_steps, first, total
         self._averages = Metrics(processes)
         self._examples, self._seconds = 0.0, 0.0
+        self._flat_intervals = 0
         self.metrics: dict[str, float] = {}
         stopwatch.exact = True
         self.restart_clock()
@@ -64,6 +68,12 @@ class Reporter:
             self.metrics = rounded(self._averages.read())
             for tracker in self._trackers:
                 tracker.log(step, self.metrics)
+            self._flat_intervals = self._flat_intervals + 1 if self.metrics.get("flat_groups") == 1 else 0
+            if self._flat_intervals == FLAT_INTERVALS:
+                self._display.note(
+                    f"note: for {FLAT_INTERVALS} logging intervals all images of a caption have had the same reward, "
+                    "so nothing is learned: take a graded reward, more images a caption, or harder captions"
+                )
         self._display.step(step, self.metrics if ended else None)
         if step - self._first == WARM_UP:
             self._display.forecast(self._watch, self._examples, self._seconds, self._total - step)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,16 @@ class Trainables:
     def state_dict(self) -> dict[str, Tensor]:
         """Their values, not copied."""
         return {name: p.detach() for name, p in self.named.items()}
+
+    @contextmanager
+    def holding(self, state: Mapping[str, Tensor]) -> Iterator[None]:
+        """Hold other values for a while; the present ones come back, also after an exception."""
+        kept = {name: value.clone() for name, value in self.state_dict().items()}
+        self.load_state_dict(state)
+        try:
+            yield
+        finally:
+            self.load_state_dict(kept)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy values in.

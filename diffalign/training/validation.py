@@ -11,8 +11,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from diffalign.evaluation.drift import Samples, appearance, drift
 from diffalign.evaluation.evaluator import Evaluation, ImageEvaluator
-from diffalign.inference.generate import generate
+from diffalign.inference.generate import decode_images, generate_latents
 from diffalign.policies.base import Policy
 from diffalign.training.config import RunOptions
 from diffalign.training.runfolder import RunFolder
@@ -32,6 +33,7 @@ class ImageObserver:
         evaluator: held-out captions and rewards, if any.
         options: sampling settings.
         console: where the table is printed.
+        watched: the reward of the evaluator that early stopping watches; empty for none.
     """
 
     def __init__(
@@ -41,63 +43,87 @@ class ImageObserver:
         evaluator: ImageEvaluator | None,
         options: RunOptions,
         console: Console | None = None,
+        watched: str = "",
     ) -> None:
         self._policy, self._prompts, self._evaluator = policy, list(prompts), evaluator
-        self._options, self._console = options, console
+        self._options, self._console, self._watched = options, console, watched
 
-    def before(self, folder: RunFolder) -> None:
+    def before(self, folder: RunFolder) -> float | None:
         """Draw the start, and score it."""
-        self._grid(0, folder, ())
-        if self._evaluator is not None:
-            scores = {name: values.tolist() for name, values in self._evaluate().scores.items()}
-            (folder.path / _BEFORE).write_text(json.dumps(scores))
+        if self._prompts:
+            self._draw(0, folder, ()).save(_start_path(folder))
+        if self._evaluator is None:
+            return None
+        start = self._evaluate()
+        scores = {name: values.tolist() for name, values in start.scores.items()}
+        (folder.path / _BEFORE).write_text(json.dumps(scores))
+        return self._watched_mean(start)
 
-    def during(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> None:
-        """Draw the grid."""
-        self._grid(step, folder, trackers)
+    def during(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> float | None:
+        """Draw the grid and log its figures; score the held-out captions where a reward watches."""
+        self._figures(step, folder, trackers)
+        if not self._watched:
+            return None
+        now = self._evaluate()
+        for tracker in trackers:
+            tracker.log(step, {f"held_out/{name}": mean for name, mean in now.means().items()})
+        return self._watched_mean(now)
 
     def after(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> dict[str, Any]:
         """Draw and score the result; write ``before_after.png`` and ``summary.json``; print the table."""
-        last = self._grid(step, folder, trackers)
-        start = grid_path(folder, 0)
-        if last is not None and start.exists():
+        summary: dict[str, Any] = {"samples": self._figures(step, folder, trackers)} if self._prompts else {}
+        start, last = grid_path(folder, 0), grid_path(folder, step)
+        if last.exists() and start.exists():
             stack_pictures([("before", start), ("after", last)], folder.path / "before_after.png")
         recorded = folder.path / _BEFORE
-        if self._evaluator is None or not recorded.exists():
-            return {}
-        after = self._evaluate()
-        scores = {name: torch.tensor(values) for name, values in json.loads(recorded.read_text()).items()}
-        summary = before_and_after(
-            Evaluation(scores, after.kinds, after.images[:0]),
-            after,
-            self._evaluator,
-            {"num_inference_steps": self._options.num_inference_steps, "guidance_scale": self._options.guidance_scale},
-        )
-        write_summary(folder.path, summary)
-        print_table(summary, self._console)
+        if self._evaluator is not None and recorded.exists():
+            after = self._evaluate()
+            scores = {name: torch.tensor(values) for name, values in json.loads(recorded.read_text()).items()}
+            before = Evaluation(scores, after.kinds, after.images[:0])
+            settings = {name: getattr(self._options, name) for name in ("num_inference_steps", "guidance_scale")}
+            summary = {**before_and_after(before, after, self._evaluator, settings), **summary}
+            print_table(summary, self._console)
+        if summary:
+            write_summary(folder.path, summary)
         return summary
 
     def _evaluate(self) -> Evaluation:
         assert self._evaluator is not None
         return self._evaluator.evaluate(self._policy, self._options.num_inference_steps, self._options.guidance_scale)
 
-    def _grid(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> Path | None:
+    def _watched_mean(self, evaluation: Evaluation) -> float | None:
+        return evaluation.means()[self._watched] if self._watched else None
+
+    def _figures(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> dict[str, float]:
+        """Draw the grid; return and log how its samples look and how far they are from those of the start."""
         if not self._prompts:
-            return None
-        images = generate(
+            return {}
+        now, start = self._draw(step, folder, trackers), _start_path(folder)
+        figures = {**(drift(Samples.load(start), now) if start.exists() else {}), **appearance(now.images)}
+        for tracker in trackers:
+            tracker.log(step, figures)
+        return figures
+
+    def _draw(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> Samples:
+        latents = generate_latents(
             self._policy,
             self._prompts,
             list(range(len(self._prompts))),
             num_steps=self._options.num_inference_steps,
             guidance_scale=self._options.guidance_scale,
         )
+        samples = Samples(latents.float().cpu(), decode_images(self._policy, latents))
         path = grid_path(folder, step)
-        save_grid(images, path)
+        save_grid(samples.images, path)
         captions = "".join(f"{index}: {prompt}\n" for index, prompt in enumerate(self._prompts))
         (path.parent / "prompts.txt").write_text(captions)
         for tracker in trackers:
             tracker.image(step, "validation", path)
-        return path
+        return samples
+
+
+def _start_path(folder: RunFolder) -> Path:
+    return folder.validation / "start.safetensors"
 
 
 def grid_path(folder: RunFolder, step: int) -> Path:

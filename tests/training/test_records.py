@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -13,10 +14,14 @@ from torch import nn
 from diffalign.errors import UserError
 from diffalign.training.launch import missing_processes
 from diffalign.training.memory import MemoryEstimate, estimate, out_of_memory, refuse_if_too_large, saved_bytes
+from diffalign.training.processes import Processes
 from diffalign.training.progress import ProgressDisplay
+from diffalign.training.report import FLAT_INTERVALS, Reporter
 from diffalign.training.runfolder import RunFolder, choose_folder, environment, model_card
+from diffalign.training.step import StepResult
 from diffalign.training.stopwatch import Stopwatch
 from diffalign.training.trackers import JsonLines, build_trackers
+from diffalign.training.update import Account
 from diffalign.training.validation import save_grid, stack_pictures
 
 CONFIG = {"train_mode": "lora", "reference_device": "same", "optimizer": "adamw", "use_ema": False}
@@ -118,6 +123,18 @@ def test_grids_and_stacks(tmp_path: Path) -> None:
     assert grid.getpixel((6, 6)) == (255, 255, 255)
     stack_pictures([("before", tmp_path / "deep" / "grid.png")] * 2, tmp_path / "both.png")
     assert Image.open(tmp_path / "both.png").size == (10, 48)
+
+
+def test_rewards_without_any_difference_are_noted_once() -> None:
+    console = Console(width=300, file=io.StringIO())
+    display = ProgressDisplay(20, 0, torch.device("cpu"), console)
+    reporter = Reporter(Processes(), [], display, Stopwatch(), logging_steps=1, first=0, total=20)
+    shares = [1.0] * (FLAT_INTERVALS - 1) + [0.5] + [1.0] * (FLAT_INTERVALS + 2)
+    for step, share in enumerate(shares, 1):
+        account = Account(1.0, {"flat_groups": torch.tensor(share)}, examples=1)
+        reporter.step(step, StepResult(account, 0.1, 0.1, 1e-4, applied=True))
+        said = console.file.getvalue()  # type: ignore[attr-defined]
+        assert said.count("the same reward") == (step >= 2 * FLAT_INTERVALS)
 
 
 def test_saved_bytes_count_activations_without_computing() -> None:

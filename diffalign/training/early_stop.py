@@ -1,0 +1,69 @@
+"""Ending a run whose held-out reward no longer rises: from then on it learns to please the trained one only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from diffalign.training.trainables import Trainables
+
+
+class EarlyStop:
+    """Watches one number, and remembers the weights of its best moment.
+
+    Args:
+        trainables: whose values are remembered.
+        patience: looks in a row without a new best after which the run is over.
+    """
+
+    def __init__(self, trainables: Trainables, patience: int) -> None:
+        self._trainables = trainables
+        self._patience = patience
+        self._best = -math.inf
+        self._best_step = 0
+        self._waited = 0
+        self._weights: dict[str, Tensor] = {}
+
+    @property
+    def over(self) -> bool:
+        """Whether the run should end."""
+        return self._waited >= self._patience
+
+    def look(self, step: int, value: float | None) -> None:
+        """Take a value in, measured with the weights that the parameters hold now; None where nothing is watched."""
+        if value is None:
+            return
+        if value > self._best:
+            self._best, self._best_step, self._waited = value, step, 0
+            self._weights = {name: weight.clone() for name, weight in self._trainables.state_dict().items()}
+        else:
+            self._waited += 1
+
+    @contextmanager
+    def best(self) -> Iterator[None]:
+        """Put the best weights in the place of the present ones; those come back."""
+        with self._trainables.holding(self._weights):
+            yield
+
+    def describe(self) -> str:
+        """Say why the run ended and what is kept."""
+        return (
+            f"the held-out reward has not exceeded its value after step {self._best_step} ({self._best:.4g}) for "
+            f"{self._waited} validations: the weights of that step are kept"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it; empty while nothing is watched."""
+        if not self._weights:
+            return {}
+        return {"best": self._best, "step": self._best_step, "waited": self._waited, "weights": dict(self._weights)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        if state:
+            self._best, self._best_step, self._waited = state["best"], state["step"], state["waited"]
+            self._weights = dict(state["weights"])
