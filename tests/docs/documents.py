@@ -39,7 +39,10 @@ SHORT: dict[str, Any] = {
     "num_inference_steps": 2,
     "mixed_precision": "no",
 }
-FEW = ["--limit", "3", "--steps", "1", "--batch_size", "3"]
+FEW = {
+    "eval/generate.py": ["--limit", "3", "--steps", "1", "--batch_size", "3"],
+    "eval/reno.py": ["--limit", "2", "--steps", "2"],
+}
 ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SAVED = re.compile(r"save it as\s+`([\w.]+)`\S*\s*$")
@@ -87,8 +90,7 @@ def words_of(command: str) -> list[str] | None:
 def run_evaluation(command: str) -> None:
     """Run ``python eval/X.py ...`` in this process."""
     script, *words = shlex.split(command)[1:]
-    more = FEW if script == "eval/generate.py" else []
-    with mock.patch.object(sys, "argv", [script, *words, *more]), pytest.raises(SystemExit) as stop:
+    with mock.patch.object(sys, "argv", [script, *words, *FEW.get(script, [])]), pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / script), run_name="__main__")
     assert stop.value.code == 0, command
 

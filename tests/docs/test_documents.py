@@ -22,6 +22,7 @@ EXECUTED = (
     "docs/evaluation.md",
     "docs/reward_hacking.md",
 )
+WITHOUT_RUNS = ("docs/noise_optimisation.md",)
 
 
 @pytest.fixture
@@ -48,6 +49,11 @@ def test_a_document_works_as_written(name: str, folder: Path) -> None:
     runs = list(folder.rglob("config.yaml"))
     assert runs
     assert all((run.parent / "pytorch_lora_weights.safetensors").is_file() for run in runs)
+
+
+@pytest.mark.parametrize("name", WITHOUT_RUNS)
+def test_a_document_that_trains_nothing_works_as_written(name: str, folder: Path) -> None:
+    assert run_document((ROOT / name).read_text(), folder) > 1
 
 
 def test_the_rule() -> None:
