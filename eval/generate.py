@@ -51,36 +51,22 @@ def generate(
     """
     quiet_environment()
     quiet_libraries()
-    import torch
-
-    from diffalign.evaluation import generation, manifest
-    from diffalign.evaluation.layouts import plan
-    from diffalign.evaluation.presets import choose_preset
-    from diffalign.evaluation.prompt_sets import load_prompts
-    from diffalign.policies.loading import Source, load_adapter, load_policy, resolve
-    from diffalign.policies.saving import lora_path
+    from diffalign.evaluation.generation import Request, draw_request
     from diffalign.training.processes import Processes
 
-    chosen = load_prompts(prompts).first(limit)
-    source = resolve(model)
+    changes = {
+        "steps": steps,
+        "guidance": guidance,
+        "images_per_prompt": images_per_prompt,
+        "resolution": resolution,
+        "seed": seed,
+    }
     processes = Processes()
-    with processes.main_first():
-        policy = load_policy(model, dtype=getattr(torch, dtype), device=processes.device)
-    if adapter is not None:
-        load_adapter(policy, adapter, "evaluated")
-        source = Source(source.model, lora_path(Path(adapter)), source.revision, source.variant)
-    settings = choose_preset(preset, source.model, type(policy).__name__).changed(
-        steps=steps, guidance=guidance, images_per_prompt=images_per_prompt, resolution=resolution, seed=seed
+    drawn = draw_request(
+        Request(model, prompts, output, adapter, preset, changes, layout, limit, dtype, batch_size), processes
     )
-    shots = plan(chosen.prompts, settings, layout)
-    with processes.main_first():
-        manifest.begin_or_continue(output, generation.describe(policy, source, chosen, settings, layout, batch_size))
-    drawn = generation.draw(policy, shots, settings, output, processes, batch_size)
-    total = sum(processes.exchange(drawn))
     if processes.is_main:
-        generation.finish(shots, output, layout)
-        sys.stdout.write(f"{len(shots)} images in {output} ({total} drawn now), preset {settings.name}\n")
-    processes.wait()
+        sys.stdout.write(f"{drawn.images} images in {output} ({drawn.now} drawn now), preset {drawn.preset}\n")
     return 0
 
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from jsonargparse import auto_cli
@@ -46,8 +45,7 @@ def geneval(
         count: captions drawn of each task.
         max_count: largest number that captions ask for.
     """
-    from diffalign.evaluation.geneval import detectors, evaluate, folder, prompts
-    from diffalign.evaluation.geneval.colors import OFFICIAL, ClipColors
+    from diffalign.evaluation.geneval import evaluate, folder, prompts
     from diffalign.evaluation.manifest import generation_of
     from diffalign.records import write_text
 
@@ -63,12 +61,11 @@ def geneval(
     if captions is None and drawn is not None:
         captions = drawn["prompts"]["used"]
     samples = folder.read_folder(images, captions, allow_incomplete)
-    eyes = detectors.load_detector(detector, device)
-    namer = None if colors is None else ClipColors.load(OFFICIAL if colors == "official" else colors, device)
-    verdicts = list(evaluate.evaluate(images, samples, eyes, Rules(**asdict(rules)), namer))
-    where = output or images / "geneval"
-    summary = evaluate.write_results(where, images, verdicts, eyes, rules, namer)
-    sys.stdout.write(f"geneval-like (detector {eyes.name}), {evaluate.rules_name(rules)}\n{summary.as_text()}")
+    eyes = evaluate.Eyes.load(detector, colors, device)
+    verdicts = list(evaluate.evaluate(images, samples, eyes, rules))
+    where = output or images / evaluate.RESULTS_FOLDER
+    summary = evaluate.write_results(where, images, verdicts, eyes, rules)
+    sys.stdout.write(f"{eyes.label}, {evaluate.rules_name(rules)}\n{summary.as_text()}")
     sys.stdout.write(f"verdicts in {where / evaluate.RESULTS}\n")
     return 0
 

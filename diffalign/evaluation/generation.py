@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -19,17 +19,67 @@ from torch import Tensor
 
 from diffalign.bundled import is_bundled
 from diffalign.errors import UserError
-from diffalign.evaluation.layouts import Shot, companions
-from diffalign.evaluation.manifest import ENVIRONMENT
-from diffalign.evaluation.presets import SamplingPreset
-from diffalign.evaluation.prompt_sets import PromptSet
+from diffalign.evaluation.layouts import Shot, companions, plan
+from diffalign.evaluation.manifest import ENVIRONMENT, begin_or_continue
+from diffalign.evaluation.presets import SamplingPreset, choose_preset
+from diffalign.evaluation.prompt_sets import PromptSet, load_prompts
 from diffalign.inference.generate import generate
 from diffalign.policies.base import Policy
-from diffalign.policies.loading import Source
+from diffalign.policies.loading import Source, load_adapter, load_policy, resolve
+from diffalign.policies.saving import lora_path
 from diffalign.records import sha256_of, write_jsonl, write_text
+from diffalign.training.processes import Processes
 from diffalign.training.runfolder import environment
 
 TABLE = "images.jsonl"
+_ADAPTER = "evaluated"
+
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be drawn.
+
+    Args:
+        model: bundled name, folder, hub name, or the folder of a training run.
+        prompts: see ``load_prompts``.
+        output: folder for the images; one that exists is continued if its settings are the same.
+        adapter: folder or file of a LoRA on the model.
+        preset: named sampling settings; those of the model by default.
+        changes: fields of the preset that are others; None leaves one as it is.
+        layout: names of the files.
+        limit: use only the first captions of the set.
+        dtype: how the networks run.
+        batch_size: images drawn at once.
+    """
+
+    model: str
+    prompts: str
+    output: Path
+    adapter: str | None = None
+    preset: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    layout: str = "flat"
+    limit: int | None = None
+    dtype: Precision = "float32"
+    batch_size: int = 8
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn.
+
+    Args:
+        images: in all.
+        now: by this call.
+        preset: name of the settings.
+    """
+
+    images: int
+    now: int
+    preset: str
 
 
 class Workers(Protocol):
@@ -42,6 +92,31 @@ class Workers(Protocol):
     @property
     def world_size(self) -> int:
         """Number of processes."""
+
+
+def draw_request(request: Request, processes: Processes) -> Drawn:
+    """Load a model and draw everything that is missing, in all processes together.
+
+    Raises:
+        UserError: for a model, captions or settings that cannot be had, or a folder that was begun with others.
+    """
+    prompts = load_prompts(request.prompts).first(request.limit)
+    source = resolve(request.model)
+    with processes.main_first():
+        policy = load_policy(request.model, dtype=getattr(torch, request.dtype), device=processes.device)
+    if request.adapter is not None:
+        load_adapter(policy, request.adapter, _ADAPTER)
+        source = replace(source, adapter=lora_path(Path(request.adapter)))
+    preset = choose_preset(request.preset, source.model, type(policy).__name__).changed(**request.changes)
+    shots = plan(prompts.prompts, preset, request.layout)
+    with processes.main_first():
+        record = describe(policy, source, prompts, preset, request.layout, request.batch_size)
+        begin_or_continue(request.output, record)
+    now = sum(processes.exchange(draw(policy, shots, preset, request.output, processes, request.batch_size)))
+    if processes.is_main:
+        finish(shots, request.output, request.layout)
+    processes.wait()
+    return Drawn(len(shots), now, preset.name)
 
 
 def describe(

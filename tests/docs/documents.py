@@ -4,8 +4,8 @@ The rule: blocks marked ``bash`` and ``python`` run in their order, in one folde
 ``my_pairs.jsonl`` and its pictures. Blocks of any other mark (``text``, ``yaml``) are shown, not run. Changed are
 
 - runs: whatever trains gets the options of :data:`SHORT` on top, so that two steps are taken, and ``accelerate launch
-  train_scripts/X.py`` becomes a call in this process; so does ``python eval/X.py``, and ``eval/generate.py`` draws a
-  few images only;
+  train_scripts/X.py`` becomes a call in this process; so does ``python eval/X.py``, and what
+  draws there draws a few images only;
 - models of a hub: ``--pretrained_model_name_or_path OWNER/NAME`` becomes the bundled model, for nothing is fetched;
 - set-up: ``. train_scripts/setup.sh`` and ``pip install`` have been done, and ``pytest`` is what is running.
 
@@ -41,6 +41,7 @@ SHORT: dict[str, Any] = {
 }
 FEW = {
     "eval/generate.py": ["--limit", "3", "--steps", "1", "--batch_size", "3"],
+    "eval/evaluate.py": ["--limit", "3", "--steps", "1", "--batch_size", "3"],
     "eval/reno.py": ["--limit", "2", "--steps", "2"],
 }
 ROOT = Path(__file__).resolve().parents[2]

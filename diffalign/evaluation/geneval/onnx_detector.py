@@ -91,7 +91,7 @@ def letterboxed(picture: Image.Image) -> tuple[Floats, float, NDArray[np.float64
     """
     scale = SIDE / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
-    full = tuple(-(-side // _STRIDE) * _STRIDE for side in (width, height))
+    full = (-(-width // _STRIDE) * _STRIDE, -(-height // _STRIDE) * _STRIDE)
     offset = ((full[0] - width) // 2, (full[1] - height) // 2)
     canvas = Image.new("RGB", full, (_FILL,) * 3)
     canvas.paste(picture.resize((width, height), Image.Resampling.BILINEAR), offset)
