@@ -4,7 +4,11 @@ An entry is ``NAME[@SOURCE][:WEIGHT]``. YAML (or Python) says more::
 
     - {name: pickscore, weight: 1.0, reference: 21.0}   # log-sigmoid of the distance to a reference level
     - {name: hpsv2, weight: 5.0, normalise: true}       # running mean and variance taken out
+    - {name: image_reward, top: 2.0}                    # damped where two looks at an image disagree
+    - {name: unified_reward, win_rate: true}            # share of duels won against the images of its caption
     - {name: clip, source: folder, weight: 0.01}
+
+``pareto(pickscore,clip)`` is not a sum but the rank by fronts, which knows no weights.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import torch
 
 from diffalign.errors import UserError, unknown
 from diffalign.rewards.base import Reward
-from diffalign.rewards.combine import LogSigmoid, Normalised, WeightedSum
+from diffalign.rewards.combine import LogSigmoid, Normalised, ParetoRank, UncertaintyWeighted, WeightedSum, WinRate
 from diffalign.rewards.loading import load_reward
 
 
@@ -33,6 +37,8 @@ class RewardSpec:
         source: other weights than the scorer's official ones.
         normalise: take the running mean and standard deviation of its scores out.
         reference: apply ``log sigmoid(score - reference)``; for scores on a preference-logit scale.
+        top: score from which there is nothing more to gain; what lies below is damped by the disagreement of two looks.
+        win_rate: take the share of duels won against the other images of the caption in the batch.
     """
 
     name: str
@@ -40,10 +46,19 @@ class RewardSpec:
     source: str | None = None
     normalise: bool = False
     reference: float | None = None
+    top: float | None = None
+    win_rate: bool = False
 
     def __post_init__(self) -> None:
-        if self.normalise and self.reference is not None:
-            raise UserError(f"reward {self.name!r}: give either 'normalise' or 'reference', not both")
+        changes = {
+            "normalise": self.normalise,
+            "reference": self.reference is not None,
+            "top": self.top is not None,
+            "win_rate": self.win_rate,
+        }
+        given = [name for name, is_given in changes.items() if is_given]
+        if len(given) > 1:
+            raise UserError(f"reward {self.name!r}: give one of {' and '.join(map(repr, given))}, not both")
 
     @property
     def label(self) -> str:
@@ -122,6 +137,10 @@ def load_parts(
             reward = Normalised(reward)
         if spec.reference is not None:
             reward = LogSigmoid(reward, spec.reference)
+        if spec.top is not None:
+            reward = UncertaintyWeighted(reward, spec.top)
+        if spec.win_rate:
+            reward = WinRate(reward)
         parts[spec.label] = reward
     return parts
 
@@ -136,17 +155,22 @@ def compose(
         reward = compose("tiny-pickscore:1.0,incompressibility:0.1")
 
     Args:
-        rewards: see :func:`parse_rewards`.
+        rewards: see :func:`parse_rewards`; or such a text in ``pareto(...)``.
         device, dtype: where and how networks run.
 
     Returns:
-        the reward itself where there is one of weight 1, else their weighted sum.
+        the reward itself where there is one of weight 1, else their weighted sum, or their rank by fronts.
 
     Raises:
         UserError: for a mistake in the text or an unknown reward.
     """
-    specs = parse_rewards(rewards)
+    ranked = re.fullmatch(r"pareto\((.+)\)", rewards.strip()) if isinstance(rewards, str) else None
+    specs = parse_rewards(ranked[1] if ranked else rewards)
+    if ranked and (weighted := [spec.label for spec in specs if spec.weight != 1.0]):
+        raise UserError(f"fronts know no weights: leave that of {weighted[0]!r} out of pareto(...)")
     parts = load_parts(specs, device, dtype)
+    if ranked:
+        return ParetoRank(parts)
     if len(specs) == 1 and specs[0].weight == 1.0:
         return parts[specs[0].label]
     return WeightedSum(parts, {spec.label: spec.weight for spec in specs})

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from diffalign.errors import UserError
 from diffalign.rewards.combine import LogSigmoid, Normalised, ParetoRank, UncertaintyWeighted, WeightedSum, WinRate
-from diffalign.rewards.compose import RewardSpec, compose, parse_rewards
+from diffalign.rewards.compose import RewardSpec, compose, load_parts, parse_rewards
 from diffalign.rewards.loading import load_reward
 from diffalign.rewards.registry import list_scorers
 from diffalign.rewards.transforms import dominates, pareto_ranks, win_rates
@@ -84,6 +84,28 @@ def test_weighted_sum_and_its_description() -> None:
 def test_one_reward_of_weight_one_is_itself() -> None:
     assert compose("graded").info.name == "graded"
     assert compose("graded:0.5").info.range == (0.0, 0.5)
+
+
+def test_each_change_of_an_entry_and_ranks_by_fronts() -> None:
+    parts = load_parts(
+        parse_rewards(
+            [
+                {"name": "incompressibility", "top": 50.0},
+                {"name": "compressibility", "win_rate": True},
+                {"name": "tiny-pickscore", "normalise": True},
+            ]
+        )
+    )
+    assert [type(part).__name__ for part in parts.values()] == ["UncertaintyWeighted", "WinRate", "Normalised"]
+    noise = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    images = torch.cat([noise, torch.full((1, 3, 16, 16), 0.5)])
+    assert parts["compressibility"].score(images, ["a", "a"]).tolist() == [0.0, 1.0]
+    assert (parts["incompressibility"].score(images, ["a", "a"]) < 0).all()
+    fronts = compose("pareto(compressibility,incompressibility)")
+    assert fronts.score(images, ["a", "a"]).tolist() == [0.0, 0.0]
+    assert fronts.info.name == "pareto(compressibility,incompressibility)"
+    with pytest.raises(UserError, match=r"leave that of 'compressibility' out of pareto"):
+        compose("pareto(compressibility:2,graded)")
 
 
 def test_running_statistics_equal_those_of_all_scores_and_resume() -> None:

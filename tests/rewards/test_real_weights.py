@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from PIL import ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from diffalign.cli.main import main
 from diffalign.rewards.brisque import Brisque
 from diffalign.rewards.loading import load_reward
 from diffalign.rewards.lpips import Lpips, Net
@@ -56,6 +60,33 @@ def test_photographs_are_safe(name: str, official: float, plain: float) -> None:
     cropped = np.asarray(picture.resize((256, 256)).crop((16, 16, 240, 240)), dtype=np.float32)
     batch = (cropped[None, :, :, ::-1] - np.array([104, 117, 123], dtype=np.float32)).copy()
     assert reward.classify(batch)[0, 1] == pytest.approx(plain, abs=2e-4)
+
+
+def test_drawn_text_is_read_and_other_text_is_not() -> None:
+    pytest.importorskip("rapidocr")
+    picture = Image.new("RGB", (640, 160), "white")
+    ImageDraw.Draw(picture).text((30, 40), "HELLO WORLD 2026", fill="black", font=ImageFont.load_default(64))
+    reward, image = load_reward("ocr"), to_tensor(picture)[None]
+    assert reward.score(image, ['a sign that says "Hello World 2026"']).item() == 1.0
+    assert reward.score(image, ['a sign that says "Goodbye"']).item() < 0.5
+
+
+def test_one_command_scores_photographs_of_different_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("chelsea", "coffee", "astronaut"):
+        photograph(name).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(f"a photo of {name}")
+    output = tmp_path / "out" / "scores.jsonl"
+    rewards = f"nsfw,lpips,brisque,incompressibility,lpips@{tmp_path / 'coffee.png'}"
+    assert main(["score", str(tmp_path), "--rewards", rewards, "--output", str(output)]) == 0
+    assert "3 images scored" in capsys.readouterr().out
+    rows = {Path(row["image"]).stem: row for row in map(json.loads, output.read_text().splitlines())}
+    assert rows["chelsea"]["brisque"] == pytest.approx(-2.8708, abs=5e-3)
+    assert all(0.5 < row["lpips"] < 0.9 and row["nsfw"] > 0.9 for row in rows.values())
+    to_coffee = {name: row[f"lpips@{tmp_path / 'coffee.png'}"] for name, row in rows.items()}
+    assert to_coffee["coffee"] == pytest.approx(0.0, abs=1e-6)
+    assert to_coffee["chelsea"] < -0.5
+    manifest = json.loads(output.with_suffix(".manifest.json").read_text())
+    assert all(manifest["rewards"][name]["weights_hash"] for name in ("nsfw", "lpips", "brisque"))
 
 
 def test_sentences_of_one_meaning_are_near() -> None:
