@@ -84,7 +84,11 @@ class DROConfig:
 class DRO(Strategy):
     """Learns from experts and from its own trajectories."""
 
-    spec = Spec(data="winners", moving_reference=True)
+    spec = Spec(
+        data="winners",
+        moving_reference=True,
+        waived_guards=dict.fromkeys(("zero_loss", "zero_gradient"), "no expert of a batch may be left to learn from"),
+    )
     Config = DROConfig
 
     def __init__(self, config: DROConfig) -> None:

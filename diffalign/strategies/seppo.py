@@ -11,7 +11,8 @@ the caption of every winner (w), and it is the reference. One timestep for both 
     loss = mean over winners of -log sigmoid(0.5 beta (d_w - s d_r))
 
 The loss starts at log 2. Errors are means over elements, and beta is that of Diffusion-DPO's code, since the paper's
-constants are unknown. The same formula serves epsilon, v and flow. Only adapters can be kept: ``--train_mode lora``.
+constants are unknown. The same formula serves epsilon, v and flow. Only adapters can be kept (``--train_mode lora``),
+and all of them are: in main memory and in the run's checkpoints.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ from diffalign.policies.pool import AdapterPool
 from diffalign.strategies.base import Context, Piece
 from diffalign.strategies.dro import DRO, DROConfig, own_trajectory
 from diffalign.strategies.seppo import SePPO, SePPOConfig
+from diffalign.strategies.sft import SFT, SFTConfig
+from diffalign.training.processes import Processes
+from diffalign.training.update import GradientPass
 from tests.factories import ToyPolicy, image_batch
 from tests.strategies.support import context, moved_policy, step
 
@@ -191,3 +194,32 @@ def test_at_the_start_the_hinge_is_its_margin() -> None:
     _, output = step(DRO(DROConfig(rollout_steps=3)), context(policy), image_batch(policy, examples=4, images=1))
     assert output.loss.item() == pytest.approx(0.001)
     assert output.metrics["active_share"].tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SePPO(SePPOConfig(beta=100.0, rollout_steps=3, checkpoint_steps=10)),
+        lambda: DRO(DROConfig(rollout_steps=3)),
+        lambda: DRO(DROConfig(rollout_steps=3, sampler_steps=10)),
+    ],
+)
+def test_winners_are_denoised_better_after_some_stages(make, process: str) -> None:  # type: ignore[no-untyped-def]
+    policy, strategy = ToyPolicy(process, weight=(0.7, 1.5)), make()  # makes too much of the caption
+    ctx = context(policy)
+    strategy.build(ctx)
+    judge, unseen = SFT(SFTConfig()), image_batch(policy, examples=64, images=1, seed=1000)
+    with torch.no_grad():
+        before = step(judge, ctx, unseen)[1].loss.item()
+    trained = policy.adapters.parameters()
+    optimizer = torch.optim.Adam(trained, lr=0.02)
+    for done in range(40):
+        ctx.step = done
+        (update,) = strategy.collect(ctx, [image_batch(policy, examples=16, images=1, seed=done)])
+        optimizer.zero_grad()
+        GradientPass(strategy, ctx, trained, Processes())(update)
+        optimizer.step()
+    with torch.no_grad():
+        after = step(judge, ctx, unseen)[1].loss.item()
+    assert after < 0.99 * before
