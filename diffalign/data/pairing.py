@@ -18,6 +18,8 @@ from diffalign.errors import UserError
 from diffalign.strategies.base import DataKind
 
 PairRule = Literal["best_worst", "all", "adjacent"]
+ROLLOUT = "rollout"
+"""Key of the metadata under which images that were sampled for labelling say how (``rollouts.labelled``)."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,10 @@ def to_labelled_captions(record: Record, options: PairingOptions, notes: Counter
 
 
 def to_prompts(record: Record, options: PairingOptions, notes: Counter[str]) -> Iterator[Example]:
-    """Yield the caption alone."""
-    yield _example(record, (), (record.prompt,))
+    """Yield the caption alone; of images that a rollout sampled, what is known joins its description as ``scores``."""
+    example = _example(record, (), (record.prompt,))
+    values = utilities(record) if ROLLOUT in record.metadata else None
+    yield example if values is None else replace(example, metadata={**example.metadata, "scores": values})
 
 
 Conversion = Callable[[Record, PairingOptions, "Counter[str]"], Iterator[Example]]
@@ -176,7 +180,7 @@ _UNIQUE: Mapping[DataKind, Callable[[Example], Any]] = {
     "winners": lambda e: (e.images[0].name, e.prompts),
     "mismatched_captions": lambda e: (e.images[0].name, e.prompts[0]),
     "labelled_captions": lambda e: (e.images[0].name, e.prompts),
-    "prompts": lambda e: e.prompts,
+    "prompts": lambda e: (e.prompts, e.metadata.get(ROLLOUT, {}).get("seed")),
 }
 """Kinds whose examples lists and pairs repeat, and what tells two of them apart."""
 

@@ -175,33 +175,39 @@ class Rollouts:
         self._rewards = ctx.rewards
         self._scorers = [RolloutScorer(r, ctx.folder / "failures", on_failure) for r in ctx.rewards.values()]
 
-    def __call__(self, ctx: Context, batches: Sequence[ImageBatch]) -> Rollout:
+    def __call__(self, ctx: Context, batches: Sequence[ImageBatch], known: Tensor | None = None) -> Rollout:
         """Sample ``images_per_prompt`` images of every caption and judge them; all processes together.
 
         Args:
             ctx: the policy samples, in eval mode and without gradient.
             batches: captions of this process, maybe none.
+            known: (rows, 1) rewards in block order, where these images have been judged before: nothing is scored then.
 
         Raises:
             UserError: if a reward fails and failures are to end the run.
         """
-        trajectories, scored = self._sample(ctx, batches) if batches else (None, [])
+        trajectories, scored = self._sample(ctx, batches, known is None) if batches else (None, [])
         example_seeds = torch.cat([b.seeds for b in batches]) if batches else torch.zeros(0, dtype=torch.long)
         prompts = [prompt for batch in batches for prompt in batch.prompts]
         captions = torch.tensor([derive_seed("caption", prompt) for prompt in prompts], dtype=torch.long)
         images = self._config.images_per_prompt
         seeds = trajectories.seeds if trajectories is not None else example_seeds
-        rewards, valid = _joined(scored, len(self._scorers))
+        if known is None:
+            rewards, valid = _joined(scored, len(self._scorers))
+        else:
+            rewards, valid = known, known.isfinite().all(1)
         numbers = torch.stack([seeds, example_seeds.repeat(images), captions.repeat(images), valid.long()], dim=1)
         return Rollout(
             trajectories,
             [name for batch in batches for name in batch.ids],
             _exchange(ctx, numbers, rewards),
-            tuple(ctx.rewards),
-            tuple(ctx.reward_weights.get(name, 1.0) for name in ctx.rewards),
+            tuple(ctx.rewards) if known is None else ("labels",),
+            tuple(ctx.reward_weights.get(name, 1.0) for name in ctx.rewards) if known is None else (1.0,),
         )
 
-    def _sample(self, ctx: Context, batches: Sequence[ImageBatch]) -> tuple[Trajectories, list[list[Scored]]]:
+    def _sample(
+        self, ctx: Context, batches: Sequence[ImageBatch], judge: bool
+    ) -> tuple[Trajectories, list[list[Scored]]]:
         config = self._config
         condition = Condition.cat([batch.condition for batch in batches])
         examples, images = len(condition), config.images_per_prompt
@@ -226,10 +232,11 @@ class Rollouts:
                 storage=storage,
             )  # fmt: skip
             parts.append(part)
-            pictures = decoded(ctx, part.final)
-            captions = [prompts[index] for index in of.tolist()]
-            described = [metadata[index] for index in of.tolist()] if metadata else None
-            pending.append([s.submit(pictures, captions, seeds[rows], described) for s in self._scorers])
+            if judge:
+                pictures = decoded(ctx, part.final)
+                captions = [prompts[index] for index in of.tolist()]
+                described = [metadata[index] for index in of.tolist()] if metadata else None
+                pending.append([s.submit(pictures, captions, seeds[rows], described) for s in self._scorers])
             ctx.progress("rollout", int(rows[-1]) + 1, len(seeds))
         return Trajectories.cat(parts), [[future.result() for future in futures] for futures in pending]
 

@@ -15,13 +15,17 @@ code's clamp of the ratio, without overflow.
 The images of a caption start from the same noise and differ by the sampler's. Every pair of them is compared, at every
 step on its own; of several rewards none may be lower in the preferred image (``compare dominance``, official code), or
 their weighted sum decides. Steps of tied pairs are not replayed; they count in the mean.
+
+With ``labelled`` people decide: images are sampled by ``train_scripts/sample_for_labels.py``, judged in the labelling
+app (comparing, or tagging defects), exported, and given as ``--prompts``. The reference, the start of training, then
+samples the same trajectories again from the seeds on record. The next round starts from the trained adapter.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -30,6 +34,8 @@ from torch import Tensor
 
 from diffalign.batch import ImageBatch
 from diffalign.errors import UserError
+from diffalign.policies.base import Policy
+from diffalign.rollouts.labelled import as_sampled
 from diffalign.rollouts.rollout import Rollout, RolloutConfig, Rollouts
 from diffalign.rollouts.transitions import TransitionBatch, TransitionKernel, Transitions, joined_ids, rows_per_pass
 from diffalign.rollouts.updates import group_parts, group_rows, trained_steps
@@ -88,6 +94,8 @@ class D3POConfig(RolloutConfig):
         beta: inverse temperature. 0.1: official code.
         ratio_clip: half-width of the range of each ratio, in (0, 1). 0.1: official code; images fall apart without.
         compare: with several rewards: "dominance" (official code), or "sum", their weighted sum.
+        labelled: the captions come with human labels of images that the start of training has sampled. False: a reward
+            compares.
     """
 
     images_per_prompt: int = 2
@@ -97,6 +105,7 @@ class D3POConfig(RolloutConfig):
     beta: float = 0.1
     ratio_clip: float = 0.1
     compare: Literal["dominance", "sum"] = "dominance"
+    labelled: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,6 +136,8 @@ class D3PO(Strategy):
 
     def __init__(self, config: D3POConfig) -> None:
         super().__init__(config)
+        if config.labelled:
+            self.spec = replace(self.spec, needs_reward=None)
         self._rollouts = Rollouts(config)
 
     @property
@@ -139,12 +150,13 @@ class D3PO(Strategy):
         return TransitionKernel(self.config, "density")
 
     def build(self, ctx: Context) -> None:
-        """Start the scorers."""
-        self._rollouts.open(ctx)
+        """Start the scorers, where there are any."""
+        if not self.config.labelled:
+            self._rollouts.open(ctx)
 
     def collect(self, ctx: Context, batches: Sequence[ImageBatch]) -> Iterator[Update]:  # type: ignore[override]
         """Sample, compare, and share the captions out over updates."""
-        rollout = self._rollouts(ctx, batches)
+        rollout = self._judged_by_people(ctx, batches) if self.config.labelled else self._rollouts(ctx, batches)
         rows, figures = group_rows(rollout), rollout.figures()
         for epoch, captions in group_parts(rollout, self.config):
             pairs = _pairs(rows[captions])
@@ -176,6 +188,20 @@ class D3PO(Strategy):
         if state.keys() - {"rewards"}:
             raise ValueError(f"not a checkpoint of D3PO: it holds {sorted(state)}")
         self._rollouts.load_state_dict(state)
+
+    def _judged_by_people(self, ctx: Context, batches: Sequence[ImageBatch]) -> Rollout:
+        """Sample once more, from the reference, what has been labelled."""
+        assert ctx.reference is not None
+        seen = [as_sampled(batch, self.config) for batch in batches]
+        labels = torch.cat([scores for _, scores in seen], dim=1).reshape(-1, 1) if seen else torch.zeros(0, 1)
+        made: list[Rollout] = []
+
+        def sample(policy: Policy) -> Tensor:
+            made.append(self._rollouts(replace(ctx, policy=policy), [batch for batch, _ in seen], labels))
+            return labels
+
+        ctx.reference.evaluate(sample)
+        return made[0]
 
     def _batches(
         self, ctx: Context, rollout: Rollout, pairs: Tensor, steps: Tensor, figures: Mapping[str, float]

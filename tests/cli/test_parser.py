@@ -77,7 +77,7 @@ def test_no_words_at_all_show_help_and_fail(cli) -> None:
     ("words", "message"),
     [
         (["trian"], "unknown command 'trian': did you mean 'train'?"),
-        (["train", "--seed", "3"], "--method is missing; choose one of: alignprop, dcpo"),
+        (["train", "--seed", "3"], "--method is missing; choose one of: alignprop, d3po"),
         (["train", "--method", "inpoo"], "unknown method 'inpoo': did you mean 'inpo'?"),
         (["train", "--method", "simpo"], "'simpo' is a text method: use train_text.py"),
         (["train", "--method", "simppo"], "unknown method 'simppo'; 'simpo' is a text method: use train_text.py"),

@@ -1,0 +1,115 @@
+"""Images that people judge: sampled with seeds on record, so that their trajectories can be had again.
+
+An image depends on its seed, the weights and the sampler alone. So nothing but the seed of its caption's group is kept
+beside the images; once they have been labelled, the start of training samples the same trajectories again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffalign.batch import ImageBatch
+from diffalign.data.pairing import ROLLOUT
+from diffalign.diffusion.random import derive_seed
+from diffalign.errors import UserError
+from diffalign.policies.base import Policy
+from diffalign.rollouts.rollout import RolloutConfig
+from diffalign.rollouts.trajectory import Storage, image_seeds, roll_out
+
+FILE = "samples.jsonl"
+_SETTINGS = (
+    "images_per_prompt", "rollout_steps", "rollout_guidance_scale", "eta", "noise_level", "same_start", "latents_dtype",
+)  # fmt: skip
+
+
+def sampling_settings(config: RolloutConfig) -> dict[str, Any]:
+    """Return all options that the images of a rollout depend on."""
+    return {name: getattr(config, name) for name in _SETTINGS}
+
+
+def write_samples(policy: Policy, prompts: Sequence[str], config: RolloutConfig, seed: int, folder: Path) -> Path:
+    """Sample ``images_per_prompt`` images of each caption and write them with a table that the labelling app reads.
+
+    Args:
+        policy: samples, with whatever adapter is active.
+        prompts: captions.
+        config: how.
+        seed: other seeds give other images.
+        folder: where; made if missing.
+
+    Returns:
+        the table, ``samples.jsonl``.
+
+    Raises:
+        UserError: if the folder holds such a table already.
+    """
+    from PIL import Image
+
+    table = folder / FILE
+    if table.exists():
+        raise UserError(f"{table} exists: labels may belong to it; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = config.sampler(policy.process)
+    height, width = policy.default_resolution
+    shape, rows = policy.latent_shape(height, width), []
+    dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[config.latents_dtype]
+    for index, prompt in enumerate(prompts):
+        group = derive_seed(seed, "labelled", index)
+        count = config.images_per_prompt
+        condition = policy.with_size(policy.encode_prompts([prompt] * count), {"original_size": (height, width)})
+        trajectories = roll_out(
+            policy, steps, condition, image_seeds(torch.tensor([group]), count), shape,
+            guidance_scale=config.rollout_guidance_scale,
+            start_seeds=torch.tensor([group] * count) if config.same_start else None,
+            storage=Storage(dtype),
+        )  # fmt: skip
+        with policy.inference():
+            images = (policy.decode(trajectories.final).float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        names = [f"{index:05d}-{image}.png" for image in range(count)]
+        for name, picture in zip(names, images, strict=True):
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / name)
+        origin = {"seed": group, **sampling_settings(config)}
+        rows.append({"id": str(index), "prompt": prompt, "images": names, "metadata": {ROLLOUT: origin}})
+    draft = table.with_suffix(".tmp")
+    draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return draft.replace(table)
+
+
+def as_sampled(batch: ImageBatch, config: RolloutConfig) -> tuple[ImageBatch, Tensor]:
+    """Return a batch with the seeds that its images were sampled with, and their labels, (images, B) float32.
+
+    Args:
+        batch: captions whose metadata say how images were sampled ("rollout") and what people said ("scores").
+        config: must sample alike.
+
+    Raises:
+        UserError: if a caption has no labelled images, or they were sampled otherwise.
+    """
+    seeds, scores = [], []
+    for name, row in zip(batch.ids, batch.metadata or [{}] * batch.size, strict=True):
+        origin, labels = row.get(ROLLOUT), row.get("scores")
+        if origin is None or labels is None:
+            raise UserError(
+                f"row {name!r} holds no labels of images that were sampled for labelling: give --prompts the file that "
+                "`diffalign label export` wrote"
+            )
+        _require_same(origin, config, name)
+        seeds.append(int(origin["seed"]))
+        scores.append([float(value) for value in labels])
+    return replace(batch, seeds=torch.tensor(seeds, dtype=torch.long)), torch.tensor(scores).T
+
+
+def _require_same(origin: Mapping[str, Any], config: RolloutConfig, name: str) -> None:
+    for option, value in sampling_settings(config).items():
+        if origin.get(option) != value:
+            raise UserError(
+                f"the images of row {name!r} were sampled with {option} {origin.get(option)!r}, this run has "
+                f"{value!r}: set --{option} to what they were sampled with"
+            )
