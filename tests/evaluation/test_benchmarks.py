@@ -214,7 +214,7 @@ def test_unigenbench_of_judgements(script, refused, tmp_path: Path) -> None:
     words = ("--answers", table, "--judge", "toy", "--output", tmp_path / "u.json")
     answer = script("unigenbench", *words)
     assert answer.status == 0, answer.err
-    assert "unigenbench (toy): 0.2500" in answer.out
+    assert "unigenbench-like (toy): 0.2500" in answer.out
     assert "1 rows without a readable judgement" in answer.out
     assert read_json(tmp_path / "u.json")["primary_dimensions"]["Style"] == {"correct": 1, "total": 2, "accuracy": 0.5}
     table.write_text("testpoint,result_json\nx,y\n")
