@@ -1,23 +1,65 @@
-"""How far samples have moved from those of the start, and whether they are about to collapse; no network is needed.
+"""How far a model and its samples have moved from the start, and whether the samples are about to collapse.
 
 A reward that is being gamed keeps rising while samples leave the start ever further, lose their variety or turn gaudy.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
+from diffalign.diffusion.random import randn_rows
+from diffalign.inference.generate import decode_images, generate_latents
+from diffalign.policies.base import Policy
 from diffalign.policies.saving import write_safetensors
+
+_NOISED = (0.25, 0.5, 0.75)
+"""Shares of the training timesteps at which predictions are compared."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Captions with a seed each, the same throughout a run.
+
+    Args:
+        prompts: the captions; the seeds are their places.
+        num_steps, guidance_scale: how they are sampled.
+    """
+
+    prompts: tuple[str, ...]
+    num_steps: int
+    guidance_scale: float
+
+    def sample(self, policy: Policy) -> Samples:
+        """Sample every caption with the weights that the policy has now."""
+        seeds = range(len(self.prompts))
+        settings: dict[str, Any] = {"num_steps": self.num_steps, "guidance_scale": self.guidance_scale}
+        latents = generate_latents(policy, self.prompts, seeds, **settings)
+        return Samples(latents.float().cpu(), decode_images(policy, latents))
+
+    def predict(self, policy: Policy, latents: Tensor) -> Tensor:
+        """Return what the policy predicts for given latents (n, channels, ...), noised to a few levels, (3 n, ...)."""
+        process, rows = policy.process, len(_NOISED) * len(latents)
+        indices = torch.tensor([int(share * process.num_train_timesteps) for share in _NOISED])
+        timesteps = process.timestep_at(indices.repeat_interleave(len(latents))).to(policy.device)
+        clean = latents.to(policy.device).repeat(len(_NOISED), *[1] * (latents.dim() - 1))
+        noise = randn_rows(torch.arange(rows), clean.shape[1:], "probe", policy.device)
+        sizes = {"original_size": policy.default_resolution}
+        condition = policy.with_size(policy.encode_prompts(self.prompts * len(_NOISED)), sizes)
+        with policy.inference():
+            return policy.predict(process.add_noise(clean, noise, timesteps), timesteps, condition).float().cpu()
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Images of fixed captions and seeds.
+    """Images of a probe.
 
     Args:
         latents: (n, channels, ...) of the images.
@@ -27,29 +69,61 @@ class Samples:
     latents: Tensor
     images: Tensor
 
+
+@dataclass(frozen=True)
+class Start:
+    """What a model sampled and predicted before it was trained.
+
+    Args:
+        probe: the captions.
+        samples: of the start.
+        predictions: of the start, for its own samples (see :meth:`Probe.predict`).
+    """
+
+    probe: Probe
+    samples: Samples
+    predictions: Tensor
+
+    @staticmethod
+    def of(policy: Policy, probe: Probe, samples: Samples) -> Start:
+        """Take the policy's present weights as the start; ``samples`` are theirs."""
+        return Start(probe, samples, probe.predict(policy, samples.latents))
+
     def save(self, path: Path) -> None:
         """Write to a safetensors file.
 
         Raises:
             UserError: if it cannot be written.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = (self.images * 255).round().to(torch.uint8)
-        write_safetensors(path, {"latents": self.latents.contiguous(), "images": pixels.contiguous()}, {})
+        pixels = (self.samples.images * 255).round().to(torch.uint8)
+        tensors = {"latents": self.samples.latents, "images": pixels, "predictions": self.predictions}
+        contiguous = {name: value.contiguous() for name, value in tensors.items()}
+        write_safetensors(path, contiguous, {"probe": _text(self.probe)})
 
     @staticmethod
-    def load(path: Path) -> Samples:
-        """Read what :meth:`save` wrote."""
-        tensors = load_file(path)
-        return Samples(tensors["latents"], tensors["images"].float() / 255)
+    def load(path: Path, probe: Probe) -> Start | None:
+        """Read what :meth:`save` wrote; None if there is no file, or it holds samples of other captions or settings."""
+        if not path.is_file():
+            return None
+        with safe_open(path, "pt") as file:
+            if file.metadata().get("probe") != _text(probe):
+                return None
+            latents, images, predictions = (file.get_tensor(name) for name in ("latents", "images", "predictions"))
+        return Start(probe, Samples(latents, images.float() / 255), predictions)
 
+    def drift(self, policy: Policy, now: Samples) -> dict[str, float]:
+        """Return distances of the present weights, and of their samples, to the start.
 
-def drift(start: Samples, now: Samples) -> dict[str, float]:
-    """Return the root mean square distance of each sample to that of the start, averaged: in latents and in pixels."""
-    return {
-        "drift/latent": _distance(start.latents, now.latents).mean().item(),
-        "drift/pixel": _distance(start.images, now.images).mean().item(),
-    }
+        Returns:
+            ``drift/latent`` and ``drift/pixel``, root mean square distances of a sample averaged over samples;
+            ``drift/prediction``, the mean squared difference of predictions for the same noisy latents.
+        """
+        predictions = self.probe.predict(policy, self.samples.latents)
+        return {
+            "drift/latent": _distance(self.samples.latents, now.latents).mean().item(),
+            "drift/pixel": _distance(self.samples.images, now.images).mean().item(),
+            "drift/prediction": (predictions - self.predictions).square().mean().item(),
+        }
 
 
 def appearance(images: Tensor) -> dict[str, float]:
@@ -67,6 +141,11 @@ def appearance(images: Tensor) -> dict[str, float]:
         first, second = torch.triu_indices(len(images), len(images), offset=1)
         figures["samples/diversity"] = _distance(images[first], images[second]).mean().item()
     return figures
+
+
+def _text(probe: Probe) -> str:
+    settings: Sequence[Any] = (list(probe.prompts), probe.num_steps, probe.guidance_scale)
+    return json.dumps(settings)
 
 
 def _distance(first: Tensor, second: Tensor) -> Tensor:

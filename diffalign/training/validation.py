@@ -11,9 +11,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from diffalign.evaluation.drift import Samples, appearance, drift
+from diffalign.evaluation.drift import Probe, Samples, Start, appearance
 from diffalign.evaluation.evaluator import Evaluation, ImageEvaluator
-from diffalign.inference.generate import decode_images, generate_latents
 from diffalign.policies.base import Policy
 from diffalign.training.config import RunOptions
 from diffalign.training.runfolder import RunFolder
@@ -45,13 +44,14 @@ class ImageObserver:
         console: Console | None = None,
         watched: str = "",
     ) -> None:
-        self._policy, self._prompts, self._evaluator = policy, list(prompts), evaluator
+        self._policy, self._evaluator = policy, evaluator
+        self._probe = Probe(tuple(prompts), options.num_inference_steps, options.guidance_scale)
         self._options, self._console, self._watched = options, console, watched
 
     def before(self, folder: RunFolder) -> float | None:
         """Draw the start, and score it."""
-        if self._prompts:
-            self._draw(0, folder, ()).save(_start_path(folder))
+        if self._probe.prompts:
+            Start.of(self._policy, self._probe, self._draw(0, folder, ())).save(_start_path(folder))
         if self._evaluator is None:
             return None
         start = self._evaluate()
@@ -71,7 +71,7 @@ class ImageObserver:
 
     def after(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> dict[str, Any]:
         """Draw and score the result; write ``before_after.png`` and ``summary.json``; print the table."""
-        summary: dict[str, Any] = {"samples": self._figures(step, folder, trackers)} if self._prompts else {}
+        summary: dict[str, Any] = {"samples": self._figures(step, folder, trackers)} if self._probe.prompts else {}
         start, last = grid_path(folder, 0), grid_path(folder, step)
         if last.exists() and start.exists():
             stack_pictures([("before", start), ("after", last)], folder.path / "before_after.png")
@@ -96,26 +96,19 @@ class ImageObserver:
 
     def _figures(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> dict[str, float]:
         """Draw the grid; return and log how its samples look and how far they are from those of the start."""
-        if not self._prompts:
+        if not self._probe.prompts:
             return {}
-        now, start = self._draw(step, folder, trackers), _start_path(folder)
-        figures = {**(drift(Samples.load(start), now) if start.exists() else {}), **appearance(now.images)}
+        now, start = self._draw(step, folder, trackers), Start.load(_start_path(folder), self._probe)
+        figures = {**(start.drift(self._policy, now) if start else {}), **appearance(now.images)}
         for tracker in trackers:
             tracker.log(step, figures)
         return figures
 
     def _draw(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> Samples:
-        latents = generate_latents(
-            self._policy,
-            self._prompts,
-            list(range(len(self._prompts))),
-            num_steps=self._options.num_inference_steps,
-            guidance_scale=self._options.guidance_scale,
-        )
-        samples = Samples(latents.float().cpu(), decode_images(self._policy, latents))
+        samples = self._probe.sample(self._policy)
         path = grid_path(folder, step)
         save_grid(samples.images, path)
-        captions = "".join(f"{index}: {prompt}\n" for index, prompt in enumerate(self._prompts))
+        captions = "".join(f"{index}: {prompt}\n" for index, prompt in enumerate(self._probe.prompts))
         (path.parent / "prompts.txt").write_text(captions)
         for tracker in trackers:
             tracker.image(step, "validation", path)

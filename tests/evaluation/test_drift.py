@@ -2,33 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from diffalign.evaluation.drift import Samples, appearance, drift
+from diffalign.evaluation.drift import Probe, Samples, Start, appearance
+from tests.factories import ToyPolicy
+
+PROBE = Probe(("a cat", "a dog"), num_steps=2, guidance_scale=1.0)
 
 
-def test_distances_are_root_mean_squares_of_each_sample(tmp_path: Path) -> None:
-    start = Samples(torch.zeros(2, 4, 2, 2), torch.zeros(2, 3, 8, 8))
-    latents, images = torch.zeros(2, 4, 2, 2), torch.zeros(2, 3, 8, 8)
+def start_of(policy: ToyPolicy) -> Start:
+    return Start.of(policy, PROBE, PROBE.sample(policy))
+
+
+@pytest.mark.parametrize("process", ["epsilon", "v_prediction", "flow"])
+def test_a_model_that_stands_still_has_not_drifted(process: str) -> None:
+    policy = ToyPolicy(process)
+    start = start_of(policy)
+    assert set(start.drift(policy, PROBE.sample(policy)).values()) == {0.0}
+    policy.module.delta["default"].data.fill_(0.1)
+    moved = start.drift(policy, PROBE.sample(policy))
+    assert all(value > 0 for value in moved.values())
+    assert moved.keys() == {"drift/latent", "drift/pixel", "drift/prediction"}
+
+
+def test_distances_are_root_mean_squares_of_each_sample() -> None:
+    policy = ToyPolicy()
+    start = replace(start_of(policy), samples=Samples(torch.zeros(2, 3, 2, 2), torch.zeros(2, 3, 8, 8)))
+    latents, images = torch.zeros(2, 3, 2, 2), torch.zeros(2, 3, 8, 8)
     latents[0], images[1] = 3.0, 0.5
-    assert drift(start, start) == {"drift/latent": 0.0, "drift/pixel": 0.0}
-    assert drift(start, Samples(latents, images)) == {"drift/latent": 1.5, "drift/pixel": 0.25}
+    start = Start.of(policy, PROBE, start.samples)
+    figures = start.drift(policy, Samples(latents, images))
+    assert figures == {"drift/latent": 1.5, "drift/pixel": 0.25, "drift/prediction": 0.0}
     latents[0] = 0.0
-    latents[0, 0, 0, 0] = 4.0  # one of 16 elements
-    assert drift(start, Samples(latents, images))["drift/latent"] == pytest.approx(0.5)
+    latents[0, 0, 0, 0] = 3.0  # one of 12 elements
+    assert start.drift(policy, Samples(latents, images))["drift/latent"] == pytest.approx(1.5 / 12**0.5)
 
 
-def test_the_start_survives_its_file(tmp_path: Path) -> None:
-    images = (torch.rand(2, 3, 8, 8) * 255).round() / 255
-    samples = Samples(torch.randn(2, 4, 2, 2), images)
-    samples.save(tmp_path / "deep" / "start.safetensors")
-    back = Samples.load(tmp_path / "deep" / "start.safetensors")
-    assert torch.equal(back.latents, samples.latents)
-    torch.testing.assert_close(back.images, images, rtol=0, atol=1e-7)
-    assert drift(samples, back)["drift/pixel"] < 1e-7
+def test_predictions_are_compared_at_the_samples_of_the_start() -> None:
+    policy = ToyPolicy()
+    start = start_of(policy)
+    policy.module.delta["default"].data.copy_(torch.tensor([0.2, 0.0]))  # adds 0.2 x to every prediction
+    noisy = PROBE.predict(ToyPolicy(weight=(1.0, 0.0)), start.samples.latents)
+    expected = (0.2 * noisy).square().mean().item()
+    assert start.drift(policy, start.samples)["drift/prediction"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_start_survives_its_file_and_belongs_to_its_captions(tmp_path: Path) -> None:
+    policy, path = ToyPolicy(), tmp_path / "deep" / "start.safetensors"
+    assert Start.load(path, PROBE) is None
+    start_of(policy).save(path)
+    back = Start.load(path, PROBE)
+    assert back is not None
+    assert back.drift(policy, PROBE.sample(policy)) == pytest.approx(
+        dict.fromkeys(("drift/latent", "drift/pixel", "drift/prediction"), 0.0), abs=1e-7
+    )
+    assert Start.load(path, replace(PROBE, prompts=("a cat", "a cow"))) is None
+    assert Start.load(path, replace(PROBE, guidance_scale=2.0)) is None
 
 
 def test_grey_has_no_colour_and_one_colour_its_distance_from_grey() -> None:

@@ -133,6 +133,7 @@ def test_a_run_logs_what_it_watches_and_how_far_it_drifted(tmp_path: Path) -> No
     for step in range(1, result.steps + 1):
         assert by_step[step]["drift/latent"] > 0
         assert by_step[step]["drift/pixel"] > 0
+        assert by_step[step]["drift/prediction"] > 0
         assert by_step[step].keys() >= {"samples/colourfulness", "samples/diversity", "loss"}
     assert "held_out/incompressibility" in by_step[1]
     assert result.summary["rewards"].keys() == {"incompressibility"}
