@@ -17,7 +17,7 @@ from diffalign.data.schema import Example, Numbers, Record
 from diffalign.errors import UserError
 from diffalign.strategies.base import DataKind
 
-PairRule = Literal["best_worst", "all", "adjacent"]
+PairRule = Literal["best_worst", "all", "adjacent", "tournament"]
 ROLLOUT = "rollout"
 """Key of the metadata under which images that were sampled for labelling say how (``rollouts.labelled``)."""
 
@@ -27,7 +27,7 @@ class PairingOptions:
     """How several images of a caption become pairs.
 
     Args:
-        rule: the best with the worst; all pairs; or neighbours in the order.
+        rule: the best with the worst; all pairs; neighbours in the order; or the matches of a knockout tournament.
         margin: smallest score difference of a pair; applies where there are scores.
     """
 
@@ -70,13 +70,28 @@ def pair_indices(values: Sequence[float], rule: PairRule = "best_worst", margin:
         candidates: Iterable[tuple[int, int]] = [(order[0], order[-1])] if len(order) > 1 else []
     elif rule == "all":
         candidates = itertools.combinations(order, 2)
-    else:
+    elif rule == "adjacent":
         candidates = itertools.pairwise(order)
+    else:
+        candidates = _matches(values)
     return [
         (better, worse)
         for better, worse in candidates
         if values[better] > values[worse] and values[better] - values[worse] >= margin
     ]
+
+
+def _matches(values: Sequence[float]) -> list[tuple[int, int]]:
+    """Return the (winner, loser) indices of a knockout among images in the order given, the final first.
+
+    Neighbours meet, winners go on, an odd one out goes on without a match; of equals the earlier goes on.
+    """
+    players, rounds = list(range(len(values))), []
+    while len(players) > 1:
+        met = [(a, b) if values[a] >= values[b] else (b, a) for a, b in zip(players[::2], players[1::2], strict=False)]
+        rounds.append(met)
+        players = [winner for winner, _ in met] + players[2 * len(met) :]
+    return [match for met in reversed(rounds) for match in met]
 
 
 def winner_indices(record: Record) -> list[int]:

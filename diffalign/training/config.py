@@ -86,7 +86,7 @@ class DataOptions:
     data_format: str = "auto"
     column_map: dict[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
-    pairing: Literal["best_worst", "all", "adjacent"] = "best_worst"
+    pairing: Literal["best_worst", "all", "adjacent", "tournament"] = "best_worst"
     pair_margin: float = 0.0
     resolution: int = 0
     center_crop: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from diffalign.data.image_source import ImageSource
 from diffalign.data.load import examples_from_records
-from diffalign.data.pairing import PairingOptions, pair_indices, utilities, votes
+from diffalign.data.pairing import PairingOptions, PairRule, pair_indices, utilities, votes
 from diffalign.data.schema import KINDS, Record
 from diffalign.errors import UserError
 
@@ -65,17 +66,22 @@ def test_votes_ignore_the_scale_of_each_reward(rows):
         ("all", 0.0, [(1, 2), (1, 0), (3, 2), (3, 0), (2, 0)]),
         ("all", 0.4, [(1, 2), (1, 0), (3, 2), (3, 0)]),
         ("adjacent", 0.0, [(3, 2), (2, 0)]),
+        ("tournament", 0.0, [(1, 0), (3, 2)]),
     ],
 )
 def test_pair_rules(rule, margin, expected):
     assert pair_indices(SCORES, rule, margin) == expected
 
 
-@given(st.lists(st.integers(0, 3), min_size=2, max_size=6), st.sampled_from(["best_worst", "all", "adjacent"]))
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=6), st.sampled_from(get_args(PairRule)))
 def test_the_first_of_a_pair_is_better(values, rule):
     pairs = pair_indices(values, rule)
     assert all(values[better] > values[worse] for better, worse in pairs)
     assert bool(pairs) == (len(set(values)) > 1)
+
+
+def test_a_tournament_has_its_final_first_and_a_match_for_every_image_but_the_winner():
+    assert pair_indices([3, 1, 2, 5, 4], "tournament") == [(3, 4), (3, 0), (0, 1), (3, 2)]
 
 
 def test_pairs_put_the_chosen_image_first_with_its_numbers():
