@@ -14,24 +14,30 @@ from diffalign.strategies.base import DataKind
 
 REWARDS = ("tiny-pickscore", "verifier", "graded")
 """Who judges images of held-out captions: the proxy first, then the exact verifier."""
+_TRUE_CAPTIONS: tuple[DataKind, ...] = ("mismatched_captions", "labelled_captions")
+_FILES: dict[DataKind, str] = {"ranked_lists": "lists", "prompts": "images", **dict.fromkeys(_TRUE_CAPTIONS, "images")}
 
 
 def read_bundled(folder: Path, kind: DataKind) -> Table:
     """Read a folder with ``images.parquet``, ``pairs.parquet`` and ``lists.parquet``.
 
-    Ranked lists come from the lists, captions from all images, everything else from the pairs.
+    Ranked lists come from the lists, captions alone from all images, images beside true and edited captions from those
+    that the verifier accepts (methods that edit captions take the unedited one for true), everything else from the
+    pairs.
 
     Raises:
         UserError: if a file is missing.
     """
-    file = "lists" if kind == "ranked_lists" else "images" if kind == "prompts" else "pairs"
+    file = _FILES.get(kind, "pairs")
     images = {row["image_id"]: row for row in _read_parquet(folder / "images.parquet")}
     sources = {key: ImageSource.from_bytes(row["image"], key) for key, row in images.items()}
     found = list(images.values()) if file == "images" else _read_parquet(folder / f"{file}.parquet")
+    if kind in _TRUE_CAPTIONS:
+        found = [row for row in found if row["verifier"]]
 
     def rows() -> Iterator[Mapping[str, Any]]:
         for index, row in enumerate(found):
-            ids = _image_ids(row, file)
+            ids = [] if kind == "prompts" else _image_ids(row, file)
             first = images[ids[0]] if ids else row
             yield {
                 "id": f"{file}-{index}",
@@ -60,7 +66,7 @@ def held_out(split: str, count: int, seed: int) -> HeldOut:
 def _image_ids(row: Mapping[str, Any], file: str) -> list[str]:
     if file == "pairs":
         return [row["image_w"], row["image_l"]]
-    return list(row["images"]) if file == "lists" else []
+    return list(row["images"]) if file == "lists" else [row["image_id"]]
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
