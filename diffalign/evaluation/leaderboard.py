@@ -52,7 +52,7 @@ class BoardSettings:
     test_prompt_seed: int = 0
     captions: int = 400
     num_steps: int = 15
-    guidance_scale: float = 5.0
+    guidance_scale: float = 3.0
 
 
 @dataclass(frozen=True)
