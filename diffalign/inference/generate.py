@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffalign.diffusion.guidance import guided
+from diffalign.diffusion.guidance import centred, guided
 from diffalign.diffusion.random import randn_rows
 from diffalign.diffusion.sampling import sample
 from diffalign.policies.base import Policy
@@ -22,6 +22,8 @@ def generate(
     guidance_scale: float,
     resolution: tuple[int, int] | None = None,
     batch_size: int = 32,
+    expanded: Sequence[str] | None = None,
+    expanded_weight: float = 5.0,
 ) -> Tensor:
     """Sample one image for each caption.
 
@@ -32,6 +34,9 @@ def generate(
         guidance_scale: 1 switches guidance off.
         resolution: (height, width) in pixels; the model's own by default.
         batch_size: images sampled at once.
+        expanded: a longer caption for each; guidance then keeps it near the original one
+            (:func:`diffalign.diffusion.guidance.centred_guidance`).
+        expanded_weight: of the longer caption, beside ``guidance_scale`` for the original one. 5: paper of Parrot.
 
     Returns:
         (n, 3, height, width) in [0, 1] on the CPU, rounded to the 256 levels of an image file.
@@ -44,6 +49,8 @@ def generate(
         guidance_scale=guidance_scale,
         resolution=resolution,
         batch_size=batch_size,
+        expanded=expanded,
+        expanded_weight=expanded_weight,
     )
     return decode_images(policy, latents, batch_size)
 
@@ -57,6 +64,8 @@ def generate_latents(
     guidance_scale: float,
     resolution: tuple[int, int] | None = None,
     batch_size: int = 32,
+    expanded: Sequence[str] | None = None,
+    expanded_weight: float = 5.0,
 ) -> Tensor:
     """Sample the latents of one image for each caption, (n, channels, ...); arguments as of :func:`generate`."""
     height, width = resolution or policy.default_resolution
@@ -68,7 +77,11 @@ def generate_latents(
             condition = policy.with_size(policy.encode_prompts(prompts[chunk]), {"original_size": (height, width)})
             null = policy.with_size(policy.null_condition(len(condition)), {"original_size": (height, width)})
             noise = randn_rows(torch.tensor(seeds[chunk]), shape, "initial noise", policy.device)
-            predict = guided(policy.predict, condition, null, guidance_scale)
+            if expanded is None:
+                predict = guided(policy.predict, condition, null, guidance_scale)
+            else:
+                longer = policy.with_size(policy.encode_prompts(expanded[chunk]), {"original_size": (height, width)})
+                predict = centred(policy.predict, condition, longer, null, guidance_scale, expanded_weight)
             parts.append(sample(predict, policy.process, noise, num_steps))
     return torch.cat(parts)
 

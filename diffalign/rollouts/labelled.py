@@ -25,7 +25,8 @@ from diffalign.rollouts.trajectory import Storage, image_seeds, roll_out
 
 FILE = "samples.jsonl"
 _SETTINGS = (
-    "images_per_prompt", "rollout_steps", "rollout_guidance_scale", "eta", "noise_level", "same_start", "latents_dtype",
+    "images_per_prompt", "rollout_steps", "rollout_guidance_scale", "eta", "noise_level", "noise_schedule",
+    "same_start", "latents_dtype",
 )  # fmt: skip
 
 

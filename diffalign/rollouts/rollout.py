@@ -21,7 +21,7 @@ from diffalign.diffusion.random import derive_seed
 from diffalign.errors import UserError
 from diffalign.rollouts.gather import gather_rows
 from diffalign.rollouts.scoring import RolloutScorer, Scored
-from diffalign.rollouts.steps import StochasticSteps
+from diffalign.rollouts.steps import NoiseSchedule, StochasticSteps
 from diffalign.rollouts.trajectory import Storage, Trajectories, image_seeds, roll_out
 from diffalign.strategies.base import Context
 
@@ -38,7 +38,10 @@ class RolloutConfig:
         rollout_guidance_scale: guidance in sampling and in training; 1 switches it off. 5: official code of DDPO.
         rollout_batch_size: images sampled at once.
         eta: share of DDIM's randomness, in (0, 1]. 1: official code of DDPO.
-        noise_level: scale of the noise that makes a flow model's sampler stochastic. 0.7: paper of Flow-GRPO.
+        noise_level: scale of the noise that makes a flow model's sampler stochastic. 0.7: paper of Flow-GRPO (DanceGRPO
+            0.3).
+        noise_schedule: that noise grows with the noise in the image, or is constant. "growing": Flow-GRPO ("constant":
+            DanceGRPO).
         same_start: the images of a caption share their initial noise. False: DDPO, Flow-GRPO.
         trained_share: share of the steps that are trained, drawn for each image. 1: official code of DDPO.
         train_last_step: train the step that ends at the image, too. True: official code of DDPO.
@@ -55,6 +58,7 @@ class RolloutConfig:
     rollout_batch_size: int = 32
     eta: float = 1.0
     noise_level: float = 0.7
+    noise_schedule: NoiseSchedule = "growing"
     same_start: bool = False
     trained_share: float = 1.0
     train_last_step: bool = True
@@ -74,14 +78,9 @@ class RolloutConfig:
         if self.rollout_steps == 1 and not self.train_last_step:
             raise UserError("rollout_steps is 1 and train_last_step is off: no step would be trained")
 
-    @property
-    def updates_per_batch(self) -> int:
-        """Optimizer steps that a rollout gives."""
-        return self.updates_per_rollout * self.inner_epochs
-
     def sampler(self, process: NoiseProcess) -> StochasticSteps:
         """Return the sampler for a noise process."""
-        return StochasticSteps(process, self.rollout_steps, self.eta, self.noise_level)
+        return StochasticSteps(process, self.rollout_steps, self.eta, self.noise_level, self.noise_schedule)
 
 
 @dataclass(frozen=True)

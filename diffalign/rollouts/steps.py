@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -16,26 +18,36 @@ from diffalign.diffusion.sde import (
 )
 from diffalign.errors import UserError
 
+NoiseSchedule = Literal["growing", "constant"]
+
 
 class StochasticSteps:
-    """DDIM with eta for discrete processes, the SDE of Flow-GRPO for rectified flow.
+    """DDIM with eta for discrete processes, the SDE of Flow-GRPO and DanceGRPO for rectified flow.
 
     Args:
         process: the noise process.
         num_steps: moves from noise to image.
         eta: share of DDIM's randomness, in (0, 1]. 1: official code of DDPO.
-        noise_level: scale of the noise of flow models. 0.7: official code of Flow-GRPO.
+        noise_level: scale of the noise of flow models. 0.7: official code of Flow-GRPO (DanceGRPO 0.3).
+        noise_schedule: "growing" with the share of noise (Flow-GRPO), or "constant" (DanceGRPO).
 
     Raises:
         UserError: if the steps would have no randomness, hence no density, or their number does not fit.
     """
 
-    def __init__(self, process: NoiseProcess, num_steps: int, eta: float = 1.0, noise_level: float = 0.7) -> None:
+    def __init__(
+        self,
+        process: NoiseProcess,
+        num_steps: int,
+        eta: float = 1.0,
+        noise_level: float = 0.7,
+        noise_schedule: NoiseSchedule = "growing",
+    ) -> None:
         if not 0 < eta <= 1:
             raise UserError(f"eta is {eta}: expected a number in (0, 1]; without randomness a step has no density")
         if noise_level <= 0:
             raise UserError(f"noise_level is {noise_level}: expected a number above 0, else a step has no density")
-        self.process, self._eta, self._scale = process, eta, noise_level
+        self.process, self._eta, self._scale, self._schedule = process, eta, noise_level, noise_schedule
         self._grid = stochastic_grid(process, num_steps)
         if isinstance(process, FlowProcess) and len(self._grid) < 2:
             raise UserError("a flow model needs 2 steps at least: the first one has the noise level of the second")
@@ -72,7 +84,9 @@ class StochasticSteps:
         source, destination = grid.sources.select(index), grid.destinations.select(index)
         if not isinstance(self.process, FlowProcess):
             return ddim_transition(self.process, prediction, latents, source, destination, self._eta)
-        level = flow_grpo_noise_level(source.sigma, grid.sources.sigma[1], self._scale)
+        level: Tensor | float = self._scale
+        if self._schedule == "growing":
+            level = flow_grpo_noise_level(source.sigma, grid.sources.sigma[1], self._scale)
         return flow_transition(prediction, latents, source, destination, level)
 
 

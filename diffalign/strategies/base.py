@@ -260,6 +260,11 @@ class Strategy(ABC):
         """Updates that :meth:`collect` makes of the batches of one global batch."""
         return 1
 
+    @property
+    def rows_per_pass(self) -> int:
+        """Rows that a pass with a graph puts through the network; 0 where the batch decides."""
+        return 0
+
     def collect(self, ctx: Context, batches: Sequence[Batch]) -> Iterable[Update]:
         """Turn the loader's batches into updates; offline methods make one update of them."""
         return [Update(batches)]

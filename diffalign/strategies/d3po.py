@@ -36,11 +36,12 @@ from diffalign.batch import ImageBatch
 from diffalign.errors import UserError
 from diffalign.policies.base import Policy
 from diffalign.rollouts.labelled import as_sampled
-from diffalign.rollouts.rollout import Rollout, RolloutConfig, Rollouts
+from diffalign.rollouts.rollout import Rollout, RolloutConfig
 from diffalign.rollouts.transitions import TransitionBatch, TransitionKernel, Transitions, joined_ids, rows_per_pass
 from diffalign.rollouts.updates import group_parts, group_rows, trained_steps
-from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Spec, Strategy, Terms, Update
+from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Spec, Terms, Update
 from diffalign.strategies.heads import accuracy
+from diffalign.strategies.on_policy import FromRollouts
 from diffalign.strategies.registry import register
 
 
@@ -124,7 +125,7 @@ class D3POConfig(RolloutConfig):
     repository="https://github.com/yk7333/d3po",
     family="on-policy",
 )
-class D3PO(Strategy):
+class D3PO(FromRollouts):
     """Learns from comparisons of its own samples."""
 
     spec = Spec(
@@ -138,12 +139,6 @@ class D3PO(Strategy):
         super().__init__(config)
         if config.labelled:
             self.spec = replace(self.spec, needs_reward=None)
-        self._rollouts = Rollouts(config)
-
-    @property
-    def updates_per_batch(self) -> int:
-        """Updates of a rollout."""
-        return int(self.config.updates_per_batch)
 
     def kernel(self) -> Kernel:
         """Replay each step under policy and reference."""
@@ -152,7 +147,7 @@ class D3PO(Strategy):
     def build(self, ctx: Context) -> None:
         """Start the scorers, where there are any."""
         if not self.config.labelled:
-            self._rollouts.open(ctx)
+            super().build(ctx)
 
     def collect(self, ctx: Context, batches: Sequence[ImageBatch]) -> Iterator[Update]:  # type: ignore[override]
         """Sample, compare, and share the captions out over updates."""
@@ -178,16 +173,6 @@ class D3PO(Strategy):
         first, second = clipped_log_ratio(terms.policy, terms.reference, self.config.ratio_clip)[:, 0].chunk(2)
         output = d3po_loss(first, second, batch.fields["signs"].to(first), self.config.beta)
         return LossOutput(output.loss, batch.reported(output.metrics))
-
-    def state_dict(self) -> dict[str, Any]:
-        """What rewards remember."""
-        return self._rollouts.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
-        if state.keys() - {"rewards"}:
-            raise ValueError(f"not a checkpoint of D3PO: it holds {sorted(state)}")
-        self._rollouts.load_state_dict(state)
 
     def _judged_by_people(self, ctx: Context, batches: Sequence[ImageBatch]) -> Rollout:
         """Sample once more, from the reference, what has been labelled."""

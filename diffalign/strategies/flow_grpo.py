@@ -12,8 +12,9 @@ over the deviation of the whole rollout, and r the ratio of a step's new density
          = mean over elements of (mu - mu_ref)^2 / (2 g^2 (-dt))        "gaussian": paper, but for the mean
 
 The last step is not trained, and no gradient passes the unconditional branch of guidance: both are in the code only.
-With ``noise_level`` constant in time, ``advantage_std group``, ``trained_share 0.6``, ``same_start`` and ``kl_beta 0``
-this comes close to DanceGRPO (arXiv 2505.07818). The formulas hold for discrete processes too, with DDIM's steps.
+DanceGRPO (arXiv 2505.07818) is ``noise_schedule constant``, ``noise_level 0.3``, ``advantage_std group``,
+``trained_share 0.6``, ``same_start`` and ``kl_beta 0``, but for its unbiased deviations. The formulas hold for discrete
+processes too, with DDIM's steps.
 
 Small groups (6 to 12) are reported to collapse where 24 are stable. Judge progress by images of the deterministic
 sampler: the last stochastic step leaves noise.

@@ -145,7 +145,44 @@ class PolicyObjective:
         return LossOutput(loss, batch.reported(metrics))
 
 
-class PolicyGradient(Strategy):
+class FromRollouts(Strategy):
+    """A method that learns from rollouts: it opens them, says what they cost, and saves what they remember.
+
+    Args:
+        config: how images are sampled and shared out.
+        keep_means: record the means of all transitions.
+    """
+
+    def __init__(self, config: RolloutConfig, keep_means: bool = False) -> None:
+        super().__init__(config)
+        self._rollouts = Rollouts(config, keep_means)
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Updates of a rollout."""
+        return int(self.config.updates_per_rollout * self.config.inner_epochs)
+
+    @property
+    def rows_per_pass(self) -> int:
+        """Transitions of a pass, twice where guidance evaluates both branches."""
+        return int(self.config.transitions_per_pass * (1 if self.config.rollout_guidance_scale == 1 else 2))
+
+    def build(self, ctx: Context) -> None:
+        """Start the scorers."""
+        self._rollouts.open(ctx)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What rewards remember of images."""
+        return self._rollouts.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        if odd := state.keys() - {"rewards"}:
+            raise ValueError(f"not a checkpoint of {type(self).__name__}: it holds {sorted(odd)}")
+        self._rollouts.load_state_dict(state)
+
+
+class PolicyGradient(FromRollouts):
     """What DDPO, Flow-GRPO and their kin have in common; each has its constants and its idea of an advantage.
 
     Args:
@@ -158,16 +195,10 @@ class PolicyGradient(Strategy):
 
     def __init__(self, config: PolicyGradientConfig, normalise_ratio: bool = False) -> None:
         self._normalise = normalise_ratio
-        super().__init__(config)
+        super().__init__(config, keep_means=normalise_ratio)
         self.spec = replace(self.spec, needs_reference=config.kl_beta > 0)
-        self._rollouts = Rollouts(config, keep_means=normalise_ratio)
         self._estimator = Advantages(config)
         self._objective = PolicyObjective(config, normalise_ratio)
-
-    @property
-    def updates_per_batch(self) -> int:
-        """Updates of a rollout."""
-        return int(self.config.updates_per_batch)
 
     def kernel(self) -> Kernel:
         """Replay each step, beside the reference where distance from it is penalised."""
@@ -178,10 +209,6 @@ class PolicyGradient(Strategy):
             normalise=self._normalise,
             detach_null=config.detach_unconditional,
         )
-
-    def build(self, ctx: Context) -> None:
-        """Start the scorers."""
-        self._rollouts.open(ctx)
 
     def advantages(self, rollout: Rollout) -> Tensor:
         """Return the advantage of each image of all processes, (n,); 0 where a reward failed."""
@@ -210,11 +237,9 @@ class PolicyGradient(Strategy):
 
     def state_dict(self) -> dict[str, Any]:
         """Rewards of captions that the advantages remember, and what rewards remember themselves."""
-        return {"advantages": self._estimator.state_dict(), **self._rollouts.state_dict()}
+        return {"advantages": self._estimator.state_dict(), **super().state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
-        if "advantages" not in state:
-            raise ValueError(f"not a checkpoint of an on-policy method: it holds {sorted(state)}")
+        super().load_state_dict({name: value for name, value in state.items() if name != "advantages"})
         self._estimator.load_state_dict(state["advantages"])
-        self._rollouts.load_state_dict(state)

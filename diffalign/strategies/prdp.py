@@ -28,11 +28,12 @@ from torch import Tensor
 
 from diffalign.batch import ImageBatch
 from diffalign.errors import UserError
-from diffalign.rollouts.rollout import Rollout, RolloutConfig, Rollouts
+from diffalign.rollouts.rollout import Rollout, RolloutConfig
 from diffalign.rollouts.transitions import TransitionBatch, TransitionKernel, Transitions, row_pieces
 from diffalign.rollouts.updates import group_parts, group_rows, trained_steps
-from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Spec, Strategy, Terms, Update
+from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Spec, Terms, Update
 from diffalign.strategies.heads import accuracy
+from diffalign.strategies.on_policy import FromRollouts
 from diffalign.strategies.registry import register
 
 
@@ -114,7 +115,7 @@ class PRDPConfig(RolloutConfig):
     paper="PRDP: Proximal Reward Difference Prediction for Reward Finetuning of Diffusion Models (arXiv 2402.08714)",
     family="on-policy",
 )
-class PRDP(Strategy):
+class PRDP(FromRollouts):
     """Learns to predict reward differences of its own samples."""
 
     spec = Spec(
@@ -124,22 +125,9 @@ class PRDP(Strategy):
     )
     Config = PRDPConfig
 
-    def __init__(self, config: PRDPConfig) -> None:
-        super().__init__(config)
-        self._rollouts = Rollouts(config)
-
-    @property
-    def updates_per_batch(self) -> int:
-        """Updates of a rollout."""
-        return int(self.config.updates_per_batch)
-
     def kernel(self) -> Kernel:
         """Replay each step under policy and reference."""
         return TransitionKernel(self.config, "density")
-
-    def build(self, ctx: Context) -> None:
-        """Start the scorers."""
-        self._rollouts.open(ctx)
 
     def collect(self, ctx: Context, batches: Sequence[ImageBatch]) -> Iterator[Update]:  # type: ignore[override]
         """Sample, judge, and share the captions out over updates; a micro-batch is a caption."""
@@ -167,16 +155,6 @@ class PRDP(Strategy):
         right = accuracy(predicted).mean() if len(predicted) else torch.full((), 0.5)
         metrics = {"loss": pairs.loss.detach()[None], "implicit_accuracy": right[None]}
         return LossOutput(pairs.loss, batch.reported(metrics))
-
-    def state_dict(self) -> dict[str, Any]:
-        """What rewards remember."""
-        return self._rollouts.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
-        if state.keys() - {"rewards"}:
-            raise ValueError(f"not a checkpoint of PRDP: it holds {sorted(state)}")
-        self._rollouts.load_state_dict(state)
 
     def _group(
         self, ctx: Context, rollout: Rollout, caption: int, rows: Tensor, epoch: int, figures: Mapping[str, float]

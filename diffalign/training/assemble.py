@@ -242,7 +242,7 @@ def _memory_lines(
     domain: Domain, data: LoadedData, strategy: Strategy, ctx: Context, config: TrainConfig, plan: BatchPlan
 ) -> list[str]:
     """Estimate memory and refuse what cannot fit."""
-    rows = plan.micro * data.rows_per_example
+    rows = strategy.rows_per_pass or plan.micro * data.rows_per_example
     if ctx.max_rows:
         rows = min(rows, ctx.max_rows)
     trained = Trainables(strategy, ctx.policy).count

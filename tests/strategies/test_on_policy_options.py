@@ -11,7 +11,9 @@ from torch import Tensor
 
 from diffalign.diffusion.guidance import centred, guided
 from diffalign.errors import UserError
+from diffalign.inference.generate import generate
 from diffalign.rollouts.rollout import Judged, RolloutConfig
+from diffalign.rollouts.steps import StochasticSteps
 from diffalign.rollouts.updates import assign, trained_steps
 from diffalign.strategies.on_policy import Advantages, PolicyGradientConfig
 from diffalign.strategies.pref_grpo import group_win_rates
@@ -169,3 +171,24 @@ class _Flat:
 
     def score(self, images: Tensor, prompts: Any, metadata: Any = None) -> Tensor:
         return torch.ones(len(images))
+
+
+def test_the_noise_of_a_flow_can_be_constant() -> None:
+    process = ToyPolicy("flow").process
+    growing, constant = (
+        StochasticSteps(process, 4, noise_level=0.3, noise_schedule=kind) for kind in ("growing", "constant")
+    )
+    latents = torch.zeros(1, 3, 4, 4)
+    for step in range(4):
+        std = constant.transition(step, latents, latents).std
+        torch.testing.assert_close(std.float(), 0.3 * constant.extent(step).sqrt())
+    assert growing.transition(0, latents, latents).std > growing.transition(3, latents, latents).std
+
+
+def test_images_can_be_drawn_between_two_captions() -> None:
+    policy, settings = ToyPolicy(), {"num_steps": 3, "guidance_scale": 2.0}
+    plain = generate(policy, ["a b"], [0], num_steps=3, guidance_scale=3.0)
+    same = generate(policy, ["a b"], [0], **settings, expanded=["a b"], expanded_weight=1.0)  # type: ignore[arg-type]
+    other = generate(policy, ["a b"], [0], **settings, expanded=["a b, long and detailed"])  # type: ignore[arg-type]
+    torch.testing.assert_close(same, plain, atol=1.5 / 255, rtol=0)
+    assert not other.equal(plain)
