@@ -13,6 +13,11 @@ from diffalign.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write text as :func:`write_bytes` writes bytes."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
     """Write a file under a temporary name, then rename it; its folder is made.
 
     Raises:
@@ -21,7 +26,7 @@ def write_text(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
+        draft.write_bytes(data)
         draft.replace(path)
     except OSError as problem:
         draft.unlink(missing_ok=True)

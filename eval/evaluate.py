@@ -1,7 +1,7 @@
 """Several models on one benchmark, in one command: ``python eval/evaluate.py --models '[base=tiny-sd, sft=runs/sft]'``.
 
 Draws the images of every model with the same seeds, judges them by GenEval's rules where the captions are in its
-format, scores them by all rewards, and compares every model with the first.
+format, scores them by all rewards, compares every model with the first, and puts it all on one page (report.html).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def evaluate(
     images_per_prompt: int | None = None,
     limit: int | None = None,
     batch_size: int = 8,
+    report: bool = True,
 ) -> int:
     """Draw, judge, score and compare.
 
@@ -43,11 +44,14 @@ def evaluate(
         images_per_prompt: images of each caption.
         limit: use only the first captions of the set.
         batch_size: images drawn at once.
+        report: write report.html, with plots and report.md beside it; training runs show their curves.
     """
     quiet_environment()
     quiet_libraries()
     from diffalign.evaluation.generation import Request
     from diffalign.evaluation.geneval.evaluate import Eyes
+    from diffalign.evaluation.report.entries import is_run, read_entries
+    from diffalign.evaluation.report.write import ReportOptions, write_report
     from diffalign.evaluation.suite import as_table, parse_models, run_suite
     from diffalign.records import write_text
     from diffalign.rewards.compose import load_parts, parse_rewards
@@ -63,6 +67,11 @@ def evaluate(
         table = as_table(results)
         write_text(output / "summary.md", table)
         sys.stdout.write(table)
+        if report:
+            runs = [f"{name}={model}" for name, model in named.items() if is_run(Path(model))]
+            images = [f"{result.name}={result.folder}" for result in results]
+            page = write_report(read_entries([*images, *runs]), output, ReportOptions(title=" / ".join(named)))
+            sys.stdout.write(f"{page}\n")
     return 0
 
 

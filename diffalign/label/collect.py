@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from diffalign.data.readers import SourceOptions, open_records
 from diffalign.data.schema import Record
 from diffalign.errors import UserError
 from diffalign.label.tasks import MOST_IMAGES, Task, TaskSet, image_format, media_type
+from diffalign.records import write_bytes
 
 
 def collect_tasks(
@@ -97,8 +97,5 @@ def _unpack(folder: Path, image: ImageSource) -> str:
     name = f"{image_hash(data)[:16]}.{image_format(BytesIO(data), image.name).lower()}"
     target = folder / name
     if not target.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = target.with_suffix(".tmp")
-        draft.write_bytes(data)
-        os.replace(draft, target)
+        write_bytes(target, data)
     return name

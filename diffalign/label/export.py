@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from diffalign.errors import UserError
 from diffalign.label.store import VoteStore
 from diffalign.label.tasks import Task
 from diffalign.label.votes import Mode, Vote
+from diffalign.records import write_jsonl
 
 Rows = Literal["tasks", "votes"]
 
@@ -45,10 +45,7 @@ def export_votes(store: VoteStore, output: Path, rows: Rows = "tasks") -> dict[s
         files = _files(tasks[key], Path(settings.root), output.parent)
         parts = [answers] if rows == "tasks" else [[vote] for vote in answers]
         records += [_row(tasks[key], files, part, settings.mode, rows) for part in parts]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    draft = output.with_name(output.name + ".tmp")
-    draft.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    os.replace(draft, output)
+    write_jsonl(output, records)
     return {
         "rows": len(records),
         "ties": sum(record.get("winner", 0) is None for record in records),

@@ -19,8 +19,9 @@ def test_three_models_on_captions_of_the_bundled_world(script, refused, tmp_path
     words = ("--models", models, "--limit", "3", "--steps", "1", "--rewards", "verifier,incompressibility")
     answer = script("evaluate", *words, "--output", output)
     assert answer.status == 0, answer.err
-    assert (output / "summary.md").read_text() == answer.out
-    head, _, base, again, third = answer.out.splitlines()
+    table = (output / "summary.md").read_text()
+    assert answer.out == f"{table}{output / 'report.html'}\n"
+    head, _, base, again, third = table.splitlines()
     assert "geneval-like" in head
     assert base.startswith("| base | ")
     assert third.replace("third", "again") == again
@@ -28,6 +29,7 @@ def test_three_models_on_captions_of_the_bundled_world(script, refused, tmp_path
     rates = read_json(output / "winrates.json")
     assert rates["base"] == {}
     assert rates["again"]["incompressibility"]["ties"] == 3
+    assert "## Win rates by geneval" in (output / "report.md").read_text()
     for name in ("base", "again", "third"):
         assert (output / name / "geneval" / "results.jsonl").is_file()
         scores = read_json(output / name / "scores.manifest.json")
@@ -36,8 +38,9 @@ def test_three_models_on_captions_of_the_bundled_world(script, refused, tmp_path
     plain = tmp_path / "captions.txt"
     plain.write_text("a cat\na dog\n")
     few = ("--models", f"[base={model}]", "--prompts", plain, "--rewards", "incompressibility", "--steps", "1")
-    answer = script("evaluate", *few, "--output", tmp_path / "plain")
+    answer = script("evaluate", *few, "--output", tmp_path / "plain", "--report", "false")
     assert answer.status == 0, answer.err
+    assert not list((tmp_path / "plain").glob("report*"))
     assert "geneval" not in answer.out
     assert "was begun with other settings" in refused("evaluate", *few, "--output", tmp_path / "plain", "--steps", "2")
 
