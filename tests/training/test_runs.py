@@ -136,8 +136,9 @@ def test_contradicting_batch_options(model: str, pairs: str, tmp_path: Path) -> 
 
 
 def test_micro_batches_do_not_change_the_curve(model: str, pairs: str, tmp_path: Path) -> None:
-    whole, _ = train(pairs, model, tmp_path / "whole", train_batch_size=4)
-    split, _ = train(pairs, model, tmp_path / "split", train_batch_size=1, max_rows_per_forward=1)
+    gentle = {"beta": 100.0}  # the default of 2000 makes 1e-4 of a loss out of the last bit of an error
+    whole, _ = train(pairs, model, tmp_path / "whole", train_batch_size=4, **gentle)
+    split, _ = train(pairs, model, tmp_path / "split", train_batch_size=1, max_rows_per_forward=1, **gentle)
     for a, b in zip(curve(whole.folder), curve(split.folder), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
