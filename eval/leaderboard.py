@@ -11,8 +11,7 @@ from jsonargparse import auto_cli
 
 from diffalign.cli.main import run_command
 from diffalign.evaluation.board_report import write_report
-from diffalign.evaluation.leaderboard import BASE, BEST_OF_4, Board, BoardSettings, Cell
-from diffalign.strategies.registry import list_methods
+from diffalign.evaluation.leaderboard import BASE, BEST_OF_4, Board, BoardSettings, Cell, board_methods
 from diffalign.world.evaluation import world_evaluator
 
 
@@ -36,7 +35,7 @@ def leaderboard(
         runs: training runs, one folder a cell.
         report: markdown file; the plot goes beside it.
     """
-    methods = [method.name for method in list_methods("image")]
+    methods = board_methods()
     every = [Cell(BASE, 0), Cell(BEST_OF_4, 0), *(Cell(name, seed) for name in methods for seed in range(seeds))]
     cells = [Cell.parse(text) for text in only] if only else every
     board = Board(folder, runs, BoardSettings(test_prompt_seed=test_prompt_seed, captions=captions))

@@ -70,12 +70,17 @@ class Cell:
             UserError: for another form, or an unknown method.
         """
         name, _, seed = text.partition(":")
-        known = [BASE, BEST_OF_4, *(m.name for m in list_methods("image"))]
+        known = [BASE, BEST_OF_4, *board_methods()]
         if name not in known:
             raise unknown("leaderboard row", name, known)
         if not (seed or "0").isdigit():
             raise UserError(f"{text!r} is no cell: expected METHOD:SEED, for example sft:0")
         return Cell(name, int(seed or 0))
+
+
+def board_methods() -> list[str]:
+    """Return the methods that have a row: all image methods that train the model."""
+    return [method.name for method in list_methods("image") if method.strategy.spec.trains == "policy"]
 
 
 def cell_key(cell: Cell, settings: BoardSettings) -> str:

@@ -108,7 +108,10 @@ class Judge:
         return Look(iteration, list(rows), noise, images, scores, totals)
 
     def keep(self, look: Look) -> Look:
-        """Enter a look in the histories, keep what is better; return it without its graph."""
+        """Enter a look in the histories, keep what is better; return it without its graph.
+
+        What was entered at an iteration stays: looking again changes nothing.
+        """
         scores = {name: values.detach() for name, values in look.scores.items()}
         totals = look.totals.detach()
         best = torch.tensor([self.found[row].total for row in look.rows], dtype=torch.float64)
@@ -123,6 +126,8 @@ class Judge:
         columns = {name: values.tolist() for name, values in {**scores, "total": totals}.items()}
         for place, row in enumerate(look.rows):
             found = self.found[row]
+            if found.generations > look.iteration:
+                continue
             for name, values in columns.items():
                 found.history.setdefault(name, []).append(values[place])
             if look.iteration == 0:

@@ -98,6 +98,7 @@ class Context:
         progress: told (what, done, in all) during work that takes long within a step.
         step: optimizer steps done so far.
         total_steps: optimizer steps planned.
+        global_batch: examples of one optimizer step over all processes.
         rank, world_size: place among the processes.
         max_rows: largest number of rows in one forward pass with a graph; 0 means no limit.
     """
@@ -115,6 +116,7 @@ class Context:
     progress: Callable[[str, int, int], None] = field(default=lambda what, done, total: None)
     step: int = 0
     total_steps: int = 1
+    global_batch: int = 1
     rank: int = 0
     world_size: int = 1
     max_rows: int = 0
@@ -187,10 +189,12 @@ class Update:
         micro_batches: the batches, in order.
         weight: this process's share of the number by which the loss, summed over all examples and processes, is
             divided; None: the examples in the batches. Larger where examples were dropped and still count.
+        restart: the optimizer forgets its moments first, because what is trained was exchanged.
     """
 
     micro_batches: Sequence[Batch]
     weight: float | None = None
+    restart: bool = False
 
 
 @dataclass(frozen=True)

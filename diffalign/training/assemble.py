@@ -79,7 +79,7 @@ def build_run(config: TrainConfig, dataset: Any = None, console: Console | None 
 
     domain = domain_of(strategy.spec.modality)
     ctx = _context(domain, strategy.spec, config, processes)
-    ctx.folder = folder
+    ctx.folder, ctx.global_batch = folder, plan.global_batch
     strategy.build(ctx)
     named = (config.data.prompts or config.data.dataset_name) if dataset is None else dataset
     data = domain.load_data(named, strategy.spec.data, config, ctx.policy, processes)

@@ -142,6 +142,7 @@ class OptimOptions:
         lr_scheduler: shape of the rate over the run.
         lr_warmup_steps: optimizer steps of linear warm-up.
         optimizer: optimizer by name; adamw8bit needs the quant extra.
+        sgd_momentum: Nesterov momentum of sgd.
         adam_beta1: first moment decay.
         adam_beta2: second moment decay.
         adam_epsilon: added to the denominator.
@@ -164,6 +165,7 @@ class OptimOptions:
     lr_scheduler: Literal["constant", "linear", "cosine", "constant_with_warmup"] = "constant_with_warmup"
     lr_warmup_steps: int = 0
     optimizer: Literal["adamw", "adamw8bit", "adafactor", "sgd"] = "adamw"
+    sgd_momentum: float = 0.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
@@ -176,6 +178,7 @@ class OptimOptions:
 
     def __post_init__(self) -> None:
         require(self.train_batch_size > 0, f"--train_batch_size must be positive, not {self.train_batch_size}")
+        require(0 <= self.sgd_momentum < 1, f"--sgd_momentum must lie in [0, 1), not {self.sgd_momentum}")
         require(self.learning_rate > 0, f"--learning_rate must be positive, not {self.learning_rate}")
         require(self.num_train_epochs > 0 or self.max_train_steps > 0, "give --max_train_steps or --num_train_epochs")
 

@@ -53,7 +53,8 @@ def build_optimizer(
     rate, decay = options.learning_rate, options.adam_weight_decay
     betas, eps = (options.adam_beta1, options.adam_beta2), options.adam_epsilon
     if options.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate)
+        momentum = options.sgd_momentum
+        return torch.optim.SGD(parameters, lr=rate, momentum=momentum, nesterov=momentum > 0)
     if options.optimizer == "adafactor":
         return torch.optim.Adafactor(parameters, lr=rate, weight_decay=decay)
     adam: Any = torch.optim.AdamW

@@ -85,6 +85,8 @@ class Stepper:
             RunStopped: if the loss is not finite (the examples are named), or a guard has had enough.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        if update is not None and update.restart:
+            self.optimizer.state.clear()
         scale = self._scaler.scale(torch.ones((), device=self._ctx.device)) if self._scaler.is_enabled() else 1.0
         account = self._gradient(update, scale)
         if not account.weight:

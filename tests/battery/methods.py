@@ -76,6 +76,8 @@ METHODS = {
     "draft_lv": climbing(policy=MOVES, trained=1),
     "refl": climbing({"earliest_jump": 0.9}, policy=MOVES - 1, trained=1),
 }
+OWN_NOISE = ("reno",)
+"""Methods that train no policy; ``tests/strategies/test_reno.py`` asks their questions."""
 PAIRS = [name for name, described in METHODS.items() if described.pairs]
 PROCESSES = ["epsilon", "v_prediction", "flow"]
 

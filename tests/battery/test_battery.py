@@ -19,6 +19,7 @@ from diffalign.training.processes import Processes
 from diffalign.training.update import GradientPass
 from tests.battery.methods import (
     METHODS,
+    OWN_NOISE,
     PAIRS,
     PROCESSES,
     CountingPolicy,
@@ -64,7 +65,7 @@ def loss_of(strategy, terms, batch):
 
 
 def test_every_registered_method_is_described():
-    assert [method.name for method in list_methods("image")] == sorted([*NAMES, *ON_POLICY])
+    assert [method.name for method in list_methods("image")] == sorted([*NAMES, *ON_POLICY, *OWN_NOISE])
 
 
 @every_process
