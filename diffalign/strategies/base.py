@@ -314,6 +314,10 @@ class Strategy(ABC):
         if state:
             raise ValueError(f"{type(self).__name__} keeps no state, yet the checkpoint holds {sorted(state)}")
 
+    def describe(self, ctx: Context) -> tuple[str, ...]:
+        """Return lines for the run's header: what the configuration amounts to on this model."""
+        return ()
+
     def export(self, ctx: Context, folder: Path) -> None:  # noqa: B027 - an optional hook
         """Write results other than the policy's weights into the run folder."""
 

@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from diffalign.batch import ImageBatch
-from diffalign.strategies.base import Kernel, LossOutput, Spec, Strategy, Terms
+from diffalign.strategies.base import Kernel, LossOutput, Spec, Terms
 from diffalign.strategies.pair_kernel import DenoisingKernel
-from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective
+from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective, PairStrategy
 from diffalign.strategies.registry import register
 
 
@@ -51,7 +51,7 @@ class DCPOConfig(PairConfig):
     summary="Diffusion-DPO with a caption of its own for each image of a pair",
     paper="Dual Caption Preference Optimization for Diffusion Models (arXiv 2502.06023)",
 )
-class DCPO(Strategy):
+class DCPO(PairStrategy):
     """Learns from pairs with two captions."""
 
     spec = Spec(data="caption_pairs")

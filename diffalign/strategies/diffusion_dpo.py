@@ -33,7 +33,7 @@ from torch import Tensor
 
 from diffalign.batch import ImageBatch
 from diffalign.errors import UserError
-from diffalign.strategies.base import Context, Kernel, LossOutput, Spec, Strategy, Terms
+from diffalign.strategies.base import Context, Kernel, LossOutput, Spec, Terms
 from diffalign.strategies.heads import Head
 from diffalign.strategies.pair_kernel import (
     DenoisingKernel,
@@ -43,7 +43,7 @@ from diffalign.strategies.pair_kernel import (
     noised_at,
     shared_noise,
 )
-from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective
+from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective, PairStrategy
 from diffalign.strategies.registry import register
 
 
@@ -82,7 +82,7 @@ class DiffusionDPOConfig(PairConfig):
     paper="Diffusion Model Alignment Using Direct Preference Optimization (arXiv 2311.12908)",
     repository="https://github.com/SalesforceAIResearch/DiffusionDPO",
 )
-class DiffusionDPO(Strategy):
+class DiffusionDPO(PairStrategy):
     """Learns from pairs of images of one caption."""
 
     spec = Spec(data="pairs")

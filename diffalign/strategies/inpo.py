@@ -31,10 +31,10 @@ from torch import Tensor
 
 from diffalign.batch import ImageBatch
 from diffalign.diffusion.inversion import LevelMatching
-from diffalign.strategies.base import Kernel, LossOutput, Spec, Strategy, Terms
+from diffalign.strategies.base import Kernel, LossOutput, Spec, Terms
 from diffalign.strategies.inverted_noise import InvertedNoise, Inverter
 from diffalign.strategies.pair_kernel import DenoisingKernel
-from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective
+from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective, PairStrategy
 from diffalign.strategies.registry import register
 
 
@@ -65,7 +65,7 @@ class InPOConfig(PairConfig):
     paper="InPO: Inversion Preference Optimization with Reparametrized DDIM (arXiv 2503.18454)",
     repository="https://github.com/JaydenLyh/InPO",
 )
-class InPO(Strategy):
+class InPO(PairStrategy):
     """Learns from pairs at the latents that the model would have made them from."""
 
     spec = Spec(data="pairs")

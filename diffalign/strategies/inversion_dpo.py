@@ -37,11 +37,11 @@ from torch import Tensor
 
 from diffalign.batch import ImageBatch
 from diffalign.errors import UserError
-from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Spec, Strategy, Terms
+from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Spec, Terms
 from diffalign.strategies.diffusion_dpo import DiffusionDPO, DiffusionDPOConfig
 from diffalign.strategies.inversion_path import PathDraws, PathKernel, PathOwner
 from diffalign.strategies.pair_kernel import Noised
-from diffalign.strategies.pair_loss import PairConfig, PairObjective, scale_gradient
+from diffalign.strategies.pair_loss import PairConfig, PairObjective, PairStrategy, scale_gradient
 from diffalign.strategies.registry import register
 from diffalign.strategies.sft import SFT, SFTConfig
 
@@ -99,7 +99,7 @@ class Draws:
     paper="Inversion-DPO: Precise and Efficient Post-Training for Diffusion Models (arXiv 2507.11554)",
     repository="https://github.com/MIGHTYEZ/Inversion-DPO",
 )
-class InversionDPO(Strategy):
+class InversionDPO(PairStrategy):
     """Learns from where paths of chosen and rejected images part from the reference."""
 
     spec = Spec(

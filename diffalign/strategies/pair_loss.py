@@ -12,6 +12,7 @@ elements of an image, the same logit has ``beta_sum = 0.5 * beta / n`` (:func:`b
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from diffalign.errors import UserError
-from diffalign.strategies.base import LossOutput, Terms
+from diffalign.strategies.base import Context, LossOutput, Strategy, Terms
 from diffalign.strategies.heads import Head, accuracy, preference_loss
 
 
@@ -140,3 +141,17 @@ class PairObjective:
             "effective_weight": torch.sigmoid(-logit),
         }
         return LossOutput(losses.mean(), metrics)
+
+
+class PairStrategy(Strategy):
+    """A method whose loss is a :class:`PairObjective`; the run's header says what its beta is in the paper's terms."""
+
+    objective: PairObjective
+
+    def describe(self, ctx: Context) -> tuple[str, ...]:
+        elements = math.prod(ctx.policy.latent_shape(*ctx.policy.default_resolution))
+        beta, prediction = self.objective.beta, ctx.policy.process.prediction_type
+        return (
+            f"beta {beta:g} on errors of {prediction} averaged over the {elements} elements of an image, "
+            f"{beta_for_sums(beta, elements):.3g} on their sums",
+        )

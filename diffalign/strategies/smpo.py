@@ -33,10 +33,10 @@ from torch import Tensor
 from diffalign.batch import ImageBatch
 from diffalign.diffusion.inversion import FixedPoint, LevelMatching, Refinement
 from diffalign.errors import UserError
-from diffalign.strategies.base import Kernel, LossOutput, Spec, Strategy, Terms
+from diffalign.strategies.base import Kernel, LossOutput, Spec, Terms
 from diffalign.strategies.inverted_noise import InvertedNoise, Inverter
 from diffalign.strategies.pair_kernel import DenoisingKernel
-from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective
+from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective, PairStrategy
 from diffalign.strategies.registry import register
 
 TWO_PREDICTIONS = Refinement(FixedPoint(passes=1, average=(0, 2)))
@@ -95,7 +95,7 @@ def label_weight(probability: Tensor, gamma: float) -> Tensor:
     paper="Smoothed Preference Optimization via ReNoise Inversion (arXiv 2506.02698)",
     repository="https://github.com/JaydenLyh/SmPO",
 )
-class SmPO(Strategy):
+class SmPO(PairStrategy):
     """Learns most from pairs that differ clearly."""
 
     spec = Spec(data="pairs")

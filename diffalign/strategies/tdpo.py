@@ -29,9 +29,9 @@ from torch import Tensor
 
 from diffalign.batch import ImageBatch
 from diffalign.errors import UserError
-from diffalign.strategies.base import Kernel, LossOutput, Spec, Strategy, Terms
+from diffalign.strategies.base import Kernel, LossOutput, Spec, Terms
 from diffalign.strategies.pair_kernel import DenoisingKernel, fresh_noise
-from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective
+from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective, PairStrategy
 from diffalign.strategies.registry import register
 
 
@@ -62,7 +62,7 @@ class TDPOConfig(PairConfig):
     paper="Free Lunch Alignment of Text-to-Image Diffusion Models without Preference Image Pairs (arXiv 2509.25771)",
     repository="https://github.com/DSL-Lab/T2I-Free-Lunch-Alignment",
 )
-class TDPO(Strategy):
+class TDPO(PairStrategy):
     """Learns which of two captions an image has."""
 
     spec = Spec(data="mismatched_captions")

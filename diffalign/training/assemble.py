@@ -88,7 +88,7 @@ def build_run(config: TrainConfig, dataset: Any = None, console: Console | None 
     ctx.total_steps = _total_steps(config, source, strategy.updates_per_batch)
 
     header = (f"method {method.name}: {method.summary}", plan.equation, rate_line, *data.notes)
-    header += (f"{ctx.total_steps} optimizer steps",)
+    header += (*strategy.describe(ctx), f"{ctx.total_steps} optimizer steps")
     if run.dry_run:
         memory = _memory_lines(domain, data, strategy, ctx, config, plan)
         return DryRun((*header, *memory, f"would write to {folder}; nothing was trained (--dry_run)"), folder, console)

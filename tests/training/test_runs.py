@@ -96,6 +96,17 @@ def test_a_run_from_python(model: str, pairs: str, tmp_path: Path) -> None:
     StableDiffusionPipeline.from_pretrained(model).load_lora_weights(str(result.folder))
 
 
+def test_the_header_says_what_beta_amounts_to(model: str, pairs: str, tmp_path: Path) -> None:
+    from diffalign.policies.loading import load_policy
+    from diffalign.strategies.pair_loss import beta_for_sums
+
+    policy = load_policy(model)
+    elements = int(np.prod(policy.latent_shape(*policy.default_resolution)))
+    _, said = train(pairs, model, tmp_path / "run", dry_run=True, beta=2000.0)
+    assert f"beta 2000 on errors of epsilon averaged over the {elements} elements" in " ".join(said.split())
+    assert f"{beta_for_sums(2000.0, elements):.3g} on their sums" in " ".join(said.split())
+
+
 def test_interrupted_with_cached_reference_values(model: str, pairs: str, tmp_path: Path) -> None:
     """What the reference said is part of the checkpoint, so the rest of the run is the same to the bit."""
     train(pairs, model, tmp_path / "straight", pinned_draws=1, use_ema=True)
