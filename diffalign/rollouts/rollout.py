@@ -36,7 +36,7 @@ class RolloutConfig:
         images_per_prompt: images of a caption in a rollout, its group.
         rollout_steps: sampling steps. 50: official code of DDPO.
         rollout_guidance_scale: guidance in sampling and in training; 1 switches it off. 5: official code of DDPO.
-        rollout_batch_size: images sampled at once.
+        rollout_batch_size: images sampled at once; the images of a caption are judged at once, however many.
         eta: share of DDIM's randomness, in (0, 1]. 1: official code of DDPO.
         noise_level: scale of the noise that makes a flow model's sampler stochastic. 0.7: paper of Flow-GRPO (DanceGRPO
             0.3).
@@ -157,7 +157,8 @@ class Rollouts:
 
     def __init__(self, config: RolloutConfig, keep_means: bool = False) -> None:
         self._config = config
-        self._keep_means = keep_means
+        waits = torch.device("cpu") if config.latents_device == "cpu" else None
+        self._storage = Storage(_DTYPES[config.latents_dtype], waits, keep_means)
         self._rewards: Mapping[str, Any] = {}
         self._scorers: list[RolloutScorer] = []
 
@@ -185,15 +186,14 @@ class Rollouts:
         Raises:
             UserError: if a reward fails and failures are to end the run.
         """
-        trajectories, scored = self._sample(ctx, batches, known is None) if batches else (None, [])
+        nothing = None, torch.zeros(0, len(self._scorers)), torch.zeros(0, dtype=torch.bool)
+        trajectories, rewards, valid = self._sample(ctx, batches, known is None) if batches else nothing
         example_seeds = torch.cat([b.seeds for b in batches]) if batches else torch.zeros(0, dtype=torch.long)
         prompts = [prompt for batch in batches for prompt in batch.prompts]
         captions = torch.tensor([derive_seed("caption", prompt) for prompt in prompts], dtype=torch.long)
         images = self._config.images_per_prompt
         seeds = trajectories.seeds if trajectories is not None else example_seeds
-        if known is None:
-            rewards, valid = _joined(scored, len(self._scorers))
-        else:
+        if known is not None:
             rewards, valid = known, known.isfinite().all(1)
         numbers = torch.stack([seeds, example_seeds.repeat(images), captions.repeat(images), valid.long()], dim=1)
         return Rollout(
@@ -204,9 +204,11 @@ class Rollouts:
             tuple(ctx.reward_weights.get(name, 1.0) for name in ctx.rewards) if known is None else (1.0,),
         )
 
-    def _sample(
-        self, ctx: Context, batches: Sequence[ImageBatch], judge: bool
-    ) -> tuple[Trajectories, list[list[Scored]]]:
+    def _sample(self, ctx: Context, batches: Sequence[ImageBatch], judge: bool) -> tuple[Trajectories, Tensor, Tensor]:
+        """Return trajectories, rewards (rows, R) and where they are valid (rows,), in block order.
+
+        The images of a caption are judged together: duels and fronts within a caption are rewards, too.
+        """
         config = self._config
         condition = Condition.cat([batch.condition for batch in batches])
         examples, images = len(condition), config.images_per_prompt
@@ -214,30 +216,33 @@ class Rollouts:
         seeds = image_seeds(starts, images)
         prompts = [prompt for batch in batches for prompt in batch.prompts]
         metadata = [row for batch in batches for row in batch.metadata]
-        storage = Storage(
-            _DTYPES[config.latents_dtype], torch.device("cpu") if config.latents_device == "cpu" else None,
-            self._keep_means,
-        )  # fmt: skip
         steps, shape = config.sampler(ctx.policy.process), tuple(batches[0].latents.shape[1:])
         parts: list[Trajectories] = []
         pending: list[list[Future[Scored]]] = []
-        for start in range(0, len(seeds), config.rollout_batch_size):
-            rows = torch.arange(start, min(start + config.rollout_batch_size, len(seeds)))
-            of = rows % examples
-            part = roll_out(
-                ctx.policy, steps, condition.select(of.to(ctx.device)), seeds[rows], shape,
-                guidance_scale=config.rollout_guidance_scale,
-                start_seeds=starts[of] if config.same_start else None,
-                storage=storage,
-            )  # fmt: skip
-            parts.append(part)
+        blocks = _whole_groups(examples, images, config.rollout_batch_size)
+        for block in blocks:
+            pictures = []
+            for rows in block.split(config.rollout_batch_size):
+                of = rows % examples
+                part = roll_out(
+                    ctx.policy, steps, condition.select(of.to(ctx.device)), seeds[rows], shape,
+                    guidance_scale=config.rollout_guidance_scale,
+                    start_seeds=starts[of] if config.same_start else None,
+                    storage=self._storage,
+                )  # fmt: skip
+                parts.append(part)
+                if judge:
+                    pictures.append(decoded(ctx, part.final))
+                ctx.progress("rollout", sum(map(len, parts)), len(seeds))
             if judge:
-                pictures = decoded(ctx, part.final)
-                captions = [prompts[index] for index in of.tolist()]
-                described = [metadata[index] for index in of.tolist()] if metadata else None
-                pending.append([s.submit(pictures, captions, seeds[rows], described) for s in self._scorers])
-            ctx.progress("rollout", int(rows[-1]) + 1, len(seeds))
-        return Trajectories.cat(parts), [[future.result() for future in futures] for futures in pending]
+                of_block = (block % examples).tolist()
+                captions = [prompts[index] for index in of_block]
+                described = [metadata[index] for index in of_block] if metadata else None
+                shown = torch.cat(pictures)
+                pending.append([s.submit(shown, captions, seeds[block], described) for s in self._scorers])
+        order = torch.cat(blocks).argsort()
+        rewards, valid = _joined([[f.result() for f in futures] for futures in pending], order, len(self._scorers))
+        return Trajectories.cat(parts).select(order), rewards, valid
 
     def state_dict(self) -> dict[str, Any]:
         """What rewards remember of the images they have seen (running normalisation)."""
@@ -258,13 +263,19 @@ def decoded(ctx: Context, latents: Tensor) -> Tensor:
     return images
 
 
-def _joined(scored: list[list[Scored]], rewards: int) -> tuple[Tensor, Tensor]:
-    """Join chunks of images: rewards (rows, R) on the CPU, and where all of them are valid."""
+def _whole_groups(examples: int, images: int, size: int) -> list[Tensor]:
+    """Cut rows in block order into parts of about ``size`` rows that hold all images of their captions."""
+    rows = torch.arange(images * examples).reshape(images, examples)
+    return [part.flatten() for part in rows.split(max(1, size // images), dim=1)]
+
+
+def _joined(scored: list[list[Scored]], order: Tensor, rewards: int) -> tuple[Tensor, Tensor]:
+    """Join parts of images, in a new order: rewards (rows, R) on the CPU, and where all of them are valid."""
     if not scored:
-        return torch.zeros(0, rewards), torch.zeros(0, dtype=torch.bool)
-    table = [torch.stack([score.rewards.cpu() for score in chunk], dim=1) for chunk in scored]
-    valid = [torch.stack([score.valid.cpu() for score in chunk], dim=1).all(1) for chunk in scored]
-    return torch.cat(table), torch.cat(valid)
+        return torch.zeros(len(order), rewards), torch.ones(len(order), dtype=torch.bool)
+    table = [torch.stack([score.rewards.cpu() for score in part], dim=1) for part in scored]
+    valid = [torch.stack([score.valid.cpu() for score in part], dim=1).all(1) for part in scored]
+    return torch.cat(table)[order], torch.cat(valid)[order]
 
 
 def _exchange(ctx: Context, numbers: Tensor, rewards: Tensor) -> Judged:

@@ -10,9 +10,9 @@ For each reward on its own, with w the share of duels that an image wins among t
     loss = mean over images and steps of  max(-A r, -A clamp(r, 1 - c, 1 + c)) / (-dt)
 
 Whatever the gaps between scores, an order of eight images gives advantages below 1.43, so tiny differences are not
-blown up as by the standardisation of scores. Duels are decided by scores, with a margin for ties; a judge of pairs is
-:func:`duel_win_rates`. The mean share of duels is 1/2 by construction: watch the rewards themselves, which runs report.
-For discrete processes the loss is not divided: their steps have no ``dt``.
+blown up as by the standardisation of scores. Duels are decided by scores, with a margin for ties, or by a judge of
+pairs that is a reward itself. The mean share of duels is 1/2 by construction: watch the rewards themselves, which runs
+report. For discrete processes the loss is not divided: their steps have no ``dt``.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class PrefGRPOConfig(PolicyGradientConfig):
         kl_form: "gaussian": released code, where the penalty is off by default.
         duel_margin: scores no further apart are a tie, so that equally good images teach nothing. 0: a duel always has
             a winner, as in the paper.
-        pointwise: names of rewards that count by their scores, not by duels; for example clip, as the released scripts
-            mix it in.
+        pointwise: names of rewards that count as they are, not by duels: clip, as the released scripts mix it in, or a
+            judge of pairs, such as unified_reward_pair, whose number is the share of duels already.
         renormalise: standardise the summed advantages over the rollout. True: released scripts.
         normalise_ratio: take the bias and the spread of a step's size out of the log-ratio. True: released scripts.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +14,8 @@ from torch import Tensor
 from diffalign.diffusion.guidance import centred, guided
 from diffalign.errors import UserError
 from diffalign.inference.generate import generate
-from diffalign.rollouts.rollout import Judged, RolloutConfig
+from diffalign.rewards.function import FunctionReward
+from diffalign.rollouts.rollout import Judged, RolloutConfig, Rollouts
 from diffalign.rollouts.steps import StochasticSteps
 from diffalign.rollouts.updates import assign, trained_steps
 from diffalign.strategies.on_policy import Advantages, PolicyGradientConfig
@@ -123,6 +126,31 @@ def test_parrot_rewords_what_the_policy_sees_and_not_what_rewards_see() -> None:
     assert seen.condition.tensors["prompt_embeds"].equal(expected.tensors["prompt_embeds"])
     with pytest.raises(UserError, match="MODULE:FUNCTION"):
         make("parrot", expansion="no.such:thing")
+
+
+def test_the_images_of_a_caption_are_judged_together() -> None:
+    """Whatever fits into a pass of sampling: a reward may compare them."""
+    policy = ToyPolicy()
+    seen: list[list[str]] = []
+
+    def judge(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        seen.append(list(prompts))
+        return images.flatten(1).mean(1)
+
+    rollouts = {}
+    for size in (3, 4, 9, 100):
+        seen.clear()
+        ctx = context(policy, {"judge": FunctionReward(judge, "judge")})
+        engine = Rollouts(RolloutConfig(images_per_prompt=4, rollout_steps=2, rollout_batch_size=size))
+        engine.open(ctx)
+        rollouts[size] = engine(ctx, captions(policy, 3))
+        assert all(Counter(prompts)[prompt] == 4 for prompts in seen for prompt in prompts)
+    for rollout in rollouts.values():
+        torch.testing.assert_close(rollout.judged.rewards, rollouts[100].judged.rewards)
+        assert rollout.judged.own.equal(rollouts[100].judged.own)
+        assert rollout.trajectories is not None
+        bright = policy.decode(rollout.trajectories.final).flatten(1).mean(1)
+        torch.testing.assert_close(bright, rollout.rewards[rollout.judged.own])
 
 
 def test_duels_are_held_inside_groups() -> None:
