@@ -20,6 +20,7 @@ EXECUTED = (
     "docs/tutorial.md",
     "docs/adding_a_method.md",
     "docs/evaluation.md",
+    "docs/reports.md",
     "docs/on_policy.md",
     "docs/reward_hacking.md",
 )
