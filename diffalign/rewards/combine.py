@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from diffalign.errors import UserError
@@ -42,7 +44,17 @@ class WeightedSum(Reward):
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
         """Return the sum, (batch,)."""
-        terms = self.score_parts(images, prompts, metadata)
+        return self._sum(self.score_parts(images, prompts, metadata))
+
+    def score_pictures(
+        self, pictures: Sequence[Image.Image], prompts: Sequence[str], metadata: Metadata | None = None
+    ) -> Tensor:
+        """Return the sum, each part through its official preprocessing, (batch,)."""
+        return self._sum(
+            {name: part.score_pictures(pictures, prompts, metadata).cpu() for name, part in self.parts.items()}
+        )
+
+    def _sum(self, terms: Mapping[str, Tensor]) -> Tensor:
         return torch.stack([self.weights[name] * score for name, score in terms.items()]).sum(0)
 
     def score_parts(
@@ -76,7 +88,25 @@ class _Wrapper(Reward):
         )
 
 
-class Normalised(_Wrapper):
+class _Changed(_Wrapper):
+    """A wrapper that needs nothing but the scores."""
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
+        """Return changed scores, (batch,)."""
+        return self.change(self.reward.score(images, prompts, metadata), prompts)
+
+    def score_pictures(
+        self, pictures: Sequence[Image.Image], prompts: Sequence[str], metadata: Metadata | None = None
+    ) -> Tensor:
+        """Return changed scores of pictures of any sizes, (batch,)."""
+        return self.change(self.reward.score_pictures(pictures, prompts, metadata), prompts)
+
+    @abstractmethod
+    def change(self, scores: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return what scores (batch,) of images of these captions become, (batch,)."""
+
+
+class Normalised(_Changed):
     """Running mean and standard deviation of all scores seen so far taken out (Welford's update, merged by batch).
 
     The scores of a call are counted before they are normalised; a frozen wrapper (``frozen = True``) only reads.
@@ -93,9 +123,8 @@ class Normalised(_Wrapper):
         self.epsilon, self.frozen = epsilon, False
         self.count, self.mean, self.squares = 0, 0.0, 0.0
 
-    def score(self, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
+    def change(self, scores: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return normalised scores, (batch,)."""
-        scores = self.reward.score(images, prompts, metadata)
         if not self.frozen:
             self._observe(scores.detach().double())
         deviation = math.sqrt(self.squares / self.count) if self.count > 1 else 1.0
@@ -118,7 +147,7 @@ class Normalised(_Wrapper):
         self.count, self.mean, self.squares = int(state["count"]), state["mean"], state["squares"]
 
 
-class LogSigmoid(_Wrapper):
+class LogSigmoid(_Changed):
     """``log sigmoid(reward - reference)``: the log-probability of beating a reference image (arXiv 2402.00742).
 
     Args:
@@ -131,9 +160,9 @@ class LogSigmoid(_Wrapper):
         super().__init__(reward, name, "log-probability of beating the reference level", (-math.inf, 0.0))
         self.reference = reference
 
-    def score(self, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
+    def change(self, scores: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return transformed scores, (batch,)."""
-        return log_sigmoid_centred(self.reward.score(images, prompts, metadata), self.reference)
+        return log_sigmoid_centred(scores, self.reference)
 
 
 class UncertaintyWeighted(_Wrapper):
@@ -173,7 +202,7 @@ class UncertaintyWeighted(_Wrapper):
         return -damped_penalty(penalty, (first - second).abs(), self.exponent_scale, self.weight)
 
 
-class WinRate(_Wrapper):
+class WinRate(_Changed):
     """Share of duels an image wins against the other images of its caption in the batch (Pref-GRPO's judge by score).
 
     Args:
@@ -185,10 +214,9 @@ class WinRate(_Wrapper):
         super().__init__(reward, f"winrate({reward.info.name})", "share of duels won", (0.0, 1.0), False)
         self.margin = margin
 
-    @torch.no_grad()
-    def score(self, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
+    def change(self, scores: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return win rates, (batch,); 1/2 for an image alone with its caption."""
-        scores = self.reward.score(images, prompts, metadata)
+        scores = scores.detach()
         rates = torch.empty_like(scores)
         for rows in rows_by_caption(prompts):
             rates[rows] = win_rates(scores[rows], self.margin)
@@ -217,8 +245,18 @@ class ParetoRank(Reward):
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
         """Return negated ranks, (batch,) float32."""
         scores = [part.score(images, prompts, metadata).to(images.device) for part in self.parts.values()]
-        table = torch.stack(scores, dim=-1)
-        ranks = torch.empty(len(table), device=images.device)
+        return self._ranks(torch.stack(scores, dim=-1), prompts)
+
+    @torch.no_grad()
+    def score_pictures(
+        self, pictures: Sequence[Image.Image], prompts: Sequence[str], metadata: Metadata | None = None
+    ) -> Tensor:
+        """Return negated ranks of pictures of any sizes, (batch,) float32."""
+        scores = [part.score_pictures(pictures, prompts, metadata).cpu() for part in self.parts.values()]
+        return self._ranks(torch.stack(scores, dim=-1), prompts)
+
+    def _ranks(self, table: Tensor, prompts: Sequence[str]) -> Tensor:
+        ranks = torch.empty(len(table), device=table.device)
         for rows in rows_by_caption(prompts):
             ranks[rows] = -pareto_ranks(table[rows]).float()
         return ranks

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from diffalign.errors import UserError
 from diffalign.rewards.combine import LogSigmoid, Normalised, ParetoRank, UncertaintyWeighted, WeightedSum, WinRate
@@ -84,6 +86,23 @@ def test_weighted_sum_and_its_description() -> None:
 def test_one_reward_of_weight_one_is_itself() -> None:
     assert compose("graded").info.name == "graded"
     assert compose("graded:0.5").info.range == (0.0, 0.5)
+
+
+def test_wrappers_see_pictures_of_different_sizes_as_their_rewards_do() -> None:
+    pictures = [Image.new("RGB", (40 + 8 * i, 32), (60 * i, 0, 0)) for i in range(3)]
+    prompts = ["a", "a", "b"]
+    red = [picture.getpixel((0, 0))[0] / 255 for picture in pictures]  # type: ignore[index]
+    inner = Brightness(0)
+    assert inner.score_pictures(pictures, prompts).tolist() == pytest.approx(red)
+    assert LogSigmoid(inner, 0.0).score_pictures(pictures, prompts).exp().tolist() == pytest.approx(
+        [1 / (1 + math.exp(-value)) for value in red]
+    )
+    assert WinRate(inner).score_pictures(pictures, prompts).tolist() == [0.0, 1.0, 0.5]
+    assert Normalised(inner).score_pictures(pictures, prompts).mean().item() == pytest.approx(0.0, abs=1e-6)
+    both = {"red": inner, "green": Brightness(1)}
+    assert ParetoRank(both).score_pictures(pictures, prompts).tolist() == [-1.0, 0.0, 0.0]
+    total = WeightedSum(both, {"red": 2.0, "green": 1.0}).score_pictures(pictures, prompts)
+    assert total.tolist() == pytest.approx([2 * value for value in red])
 
 
 def test_each_change_of_an_entry_and_ranks_by_fronts() -> None:

@@ -171,9 +171,21 @@ def test_the_commands_of_the_document(table: Path, tmp_path: Path, monkeypatch: 
     for image in table.parent.glob("*.png"):
         (tmp_path / image.name).write_bytes(image.read_bytes())
     text = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
-    lines = [c for b in blocks(text) if b.language == "bash" for c in commands(b.text) if "train-reward" in c]
-    assert len(lines) >= 3
-    for line in lines:
+    lines = [command for block in blocks(text) if block.language == "bash" for command in commands(block.text)]
+    trainings = [line for line in lines if line.startswith("diffalign train-reward")]
+    assert len(trainings) >= 3
+    for line in trainings:
         assert main([*shlex.split(line)[1:], "--max_train_steps=2", "--batch_size=4"]) == 0
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (40, 32), "red").save(pictures / "0.png")
+    (pictures / "0.txt").write_text(PROMPTS[0])
+    (line,) = [
+        c for b in blocks(text) if b.language == "bash" for c in commands(b.text) if c.startswith("diffalign score")
+    ]
+    assert main(shlex.split(line.replace("IMAGES", str(pictures)))[1:]) == 0
+    for block in blocks(text):
+        if block.language == "python":
+            exec(block.text, {"images": waves(2, 64, 64), "prompts": PROMPTS})
     votes = load_reward("pal@runs/taste#1").score(waves(2, 64, 64), PROMPTS)
     assert votes.shape == (2,)
