@@ -18,7 +18,6 @@ from diffalign.reward_training.objectives import ScorerObjective, build_objectiv
 from diffalign.reward_training.pairs import ScorerPair, draw_batch, read_pairs, split_captions
 from diffalign.rewards.pickscore import PickScore
 from diffalign.rewards.ranking import label_mass
-from diffalign.strategies.base import ParameterGroup
 from diffalign.training.checkpoint import find_checkpoint, list_checkpoints, save_checkpoint
 from diffalign.training.optim import build_optimizer, clip_gradients, learning_rate_factor
 from diffalign.training.runfolder import RunFolder
@@ -81,7 +80,7 @@ def _optimise(
     objective: ScorerObjective, pairs: Sequence[ScorerPair], config: RewardTrainingConfig, folder: RunFolder
 ) -> float:
     """Take the steps that are left; return the last loss."""
-    groups = [ParameterGroup([p for p in objective.trained.parameters() if p.requires_grad])]
+    groups = objective.groups()
     optimizer = build_optimizer(groups, config.optim, torch.device(config.device))
     start, loss = 0, float("nan")
     if config.resume:
@@ -94,9 +93,9 @@ def _optimise(
     log = JsonLines(folder.path / METRICS_FILE, resumed_from=start)
     for step in range(start, config.max_train_steps):
         batch = draw_batch(pairs, step, config.batch_size, config.seed)
-        rate = config.learning_rate * learning_rate_factor(step, config.max_train_steps, config.optim)
+        rate = config.rate * learning_rate_factor(step, config.max_train_steps, config.optim)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_scale"]
         value, scores = objective.loss(batch)
         if not value.isfinite():
             raise UserError(

@@ -28,6 +28,12 @@ from diffalign.rewards.objective import (
 from diffalign.rewards.pal import MAX_SCALE, PalConfig, PalHead
 from diffalign.rewards.pal_reward import save_pal
 from diffalign.rewards.pickscore import PickScore
+from diffalign.strategies.base import ParameterGroup
+
+_NEW_LAYER = 100.0
+"""Rate of a layer that starts from nothing beside towers that are fine-tuned."""
+_POINTS, _SCALE = 50.0, 1000.0
+"""Rates of PAL's points (5e-3) and logit scale (0.1) over that of its projectors (1e-4), in its code."""
 
 
 class ScorerObjective(ABC):
@@ -58,6 +64,10 @@ class ScorerObjective(ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write what a reward loads."""
+
+    def groups(self) -> list[ParameterGroup]:
+        """Return all trained parameters with the factors on their learning rate."""
+        return [ParameterGroup(list(self.trained.parameters()))]
 
     def pixels(self, images: Sequence[ImageSource]) -> Tensor:
         """Prepare images through the official pipeline, (batch, 3, size, size)."""
@@ -132,6 +142,13 @@ class HeteroscedasticObjective(PairObjective):
         self.head = VarianceHead(self.model.config.projection_dim).to(config.device)
         self.trained = nn.ModuleDict({"model": self.model, "variance": self.head})
 
+    def groups(self) -> list[ParameterGroup]:
+        """Return the towers, and the head, which starts from nothing."""
+        return [
+            ParameterGroup(list(self.model.parameters())),
+            ParameterGroup(list(self.head.parameters()), lr_scale=_NEW_LAYER),
+        ]
+
     def loss(self, pairs: Sequence[ScorerPair]) -> tuple[Tensor, Tensor]:
         """Return the cross entropy of the margin's probit and the means."""
         text, first, second = self.embeddings(pairs)
@@ -166,6 +183,15 @@ class PalObjective(ScorerObjective):
         users = sorted({pair.user for pair in pairs})
         self.trained = self.head = PalHead(shape, users, config.seed).to(config.device)
         self._known = self._embed_all(pairs)
+
+    def groups(self) -> list[ParameterGroup]:
+        """Return projectors, points and people's numbers, and the scale, at the rates of the official code."""
+        maps = [*self.head.items.parameters(), *self.head.captions.parameters()]
+        return [
+            ParameterGroup(maps),
+            ParameterGroup([self.head.prototypes, self.head.logits], lr_scale=_POINTS),
+            ParameterGroup([self.head.logit_scale], lr_scale=_SCALE),
+        ]
 
     def scores(self, pairs: Sequence[ScorerPair]) -> Tensor:
         """Return everyone's scores of the two images, (batch, 2)."""
