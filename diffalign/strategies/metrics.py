@@ -35,6 +35,7 @@ GLOSSARY: dict[str, str] = {
     "ratio": "density of a replayed step over the recorded one; 1 before the first update of a rollout",
     "approximate_kl": "half the squared log-ratio of a step, in the units of densities (means over elements)",
     "clipped_share": "share of steps whose ratio has left the trust region",
+    "reference_distance": "squared distance of the policy's prediction from the reference's, mean over elements",
     "reference_kl": "divergence of a step from the reference's, mean over elements",
     "rewards/chosen": "implied reward of the chosen text",
     "rewards/rejected": "implied reward of the rejected text",

@@ -84,7 +84,7 @@ class ReFLConfig(RewardGradientConfig):
 
 
 class LateJump(RewardKernel):
-    """Departs at a random late step. Terms are rewards, and where winners are denoised their errors, (rows, 1 or 2)."""
+    """Departs at a random late step. Where winners are denoised, their errors are the last column of the terms."""
 
     config: ReFLConfig
 
@@ -129,10 +129,10 @@ class ReFL(Strategy):
 
     def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
         """Return the mean over images."""
-        output = self.config.objective(terms.policy[:, :1], batch.size)
+        output = self.config.objective(terms.policy, batch.size)
         if not self.config.pretraining_weight:
             return output
-        errors = terms.policy[:, 1]
+        errors = terms.policy[:, -1]
         loss = output.loss + self.config.pretraining_weight * errors.mean()
         losses = output.metrics["loss"] + self.config.pretraining_weight * errors.detach()
         return LossOutput(loss, {**output.metrics, "loss": losses, "policy_error_chosen": errors.detach()})

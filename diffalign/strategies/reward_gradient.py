@@ -1,7 +1,12 @@
 """What methods share that follow the gradient of a differentiable reward through the sampler.
 
 A kernel samples without a gradient up to some point (in ``draw``: once, however often the rest is evaluated) and from
-there to clean latents with one (``arrive``, in ``terms``). Terms are the rewards of the decoded images, (rows, 1).
+there to clean latents with one (``arrive``, in ``terms``). Terms are the rewards of the decoded images and, where a
+penalty is asked for, the distance from the reference, (rows, 1 or 2)::
+
+    loss = loss_scale * l(R) + reference_weight * mean over elements of (prediction - reference's prediction)^2
+
+with both predictions made, without guidance, where the part with a gradient begins.
 """
 
 from __future__ import annotations
@@ -20,8 +25,10 @@ from diffalign.diffusion.guidance import Predictor, guided
 from diffalign.diffusion.level import Grid
 from diffalign.diffusion.random import derive_seed, randn_rows
 from diffalign.errors import UserError, unknown
+from diffalign.policies.base import Policy
 from diffalign.rewards.combine import WeightedSum
 from diffalign.strategies.base import Context, LossOutput, Piece, Spec
+from diffalign.strategies.pair_kernel import squared_errors
 
 RewardForm = Literal["linear", "distance", "hinge"]
 
@@ -62,6 +69,7 @@ class RewardGradientConfig:
             setting ("distance" in its aesthetic one).
         reward_target: the target of the other forms. 0: ours.
         loss_scale: factor on the loss, which acts through gradient clipping. 0.01: official code of AlignProp.
+        reference_weight: weight of the squared distance of predictions from the reference's. 0: the papers stop early.
     """
 
     rollout_steps: int = 50
@@ -71,6 +79,7 @@ class RewardGradientConfig:
     loss_form: RewardForm = "linear"
     reward_target: float = 0.0
     loss_scale: float = 0.01
+    reference_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if self.rollout_steps < 1:
@@ -79,20 +88,28 @@ class RewardGradientConfig:
             raise UserError(f"eta is {self.eta}: expected a number in [0, 1]")
         if self.loss_scale <= 0:
             raise UserError(f"loss_scale is {self.loss_scale}: expected a number above 0")
+        if self.reference_weight < 0:
+            raise UserError(f"reference_weight is {self.reference_weight}: expected 0 or more")
 
-    def objective(self, rewards: Tensor, examples: int) -> LossOutput:
+    def objective(self, terms: Tensor, examples: int) -> LossOutput:
         """Return the mean loss over examples.
 
         Args:
-            rewards: (rows, 1), whole blocks of the examples.
+            terms: (rows, 1 or 2) of a :class:`RewardKernel`, whole blocks of the examples.
             examples: B.
         """
-        by_example = rewards.reshape(-1, examples)
+        by_example = terms[:, 0].reshape(-1, examples)
         losses = self.loss_scale * reward_loss(by_example, self.loss_form, self.reward_target).mean(0)
-        return LossOutput(losses.mean(), {"loss": losses.detach(), "reward": by_example.detach().mean(0)})
+        metrics = {"reward": by_example.detach().mean(0)}
+        if self.reference_weight:
+            distances = terms[:, 1].reshape(-1, examples).mean(0)
+            losses = losses + self.reference_weight * distances
+            metrics["reference_distance"] = distances.detach()
+        return LossOutput(losses.mean(), {"loss": losses.detach(), **metrics})
 
     def fitted(self, spec: Spec) -> Spec:
-        """Return the spec without the guards that this form of the loss trips by design."""
+        """Return what these options need of the run, and which guards this form of the loss trips by design."""
+        spec = replace(spec, needs_reference=self.reference_weight > 0)
         if self.loss_form != "hinge":
             return spec
         reached = "images above the target have neither loss nor gradient"
@@ -156,16 +173,31 @@ class RewardKernel(ABC):
         return len(draws.latents)
 
     def frozen(self, ctx: Context, batch: ImageBatch, draws: Departure, piece: Piece) -> Mapping[str, Tensor]:
-        """Nothing is compared with."""
+        """Nothing that is one number a row."""
         return {}
 
     def terms(self, ctx: Context, batch: ImageBatch, draws: Departure, piece: Piece) -> Tensor:
-        """Rewards, (rows, 1) float32."""
+        """Rewards, and distances from the reference where they are penalised, (rows, 1 or 2) float32."""
         departure = draws.select(piece.rows)
         images = ctx.policy.decode(self.arrive(ctx, departure))
         reward = WeightedSum(ctx.rewards, {name: ctx.reward_weights.get(name, 1.0) for name in ctx.rewards})
         scores = reward.score(images, departure.prompts, departure.metadata or None)
-        return scores.to(torch.promote_types(scores.dtype, torch.float32))[:, None]
+        columns = [scores.to(torch.promote_types(scores.dtype, torch.float32))]
+        if self.config.reference_weight:
+            columns.append(self._distance(ctx, departure))
+        return torch.stack(columns, dim=1)
+
+    def _distance(self, ctx: Context, departure: Departure) -> Tensor:
+        """Mean squared distance of the policy's prediction from the reference's at the departure, (rows,)."""
+        assert ctx.reference is not None
+        timestep, _, _ = self.grid(ctx).to(ctx.device).move(departure.step)
+        timesteps = timestep.expand(len(departure.latents))
+
+        def prediction(policy: Policy) -> Tensor:
+            return policy.predict(departure.latents, timesteps, departure.condition)
+
+        frozen = ctx.reference.evaluate(prediction)
+        return squared_errors(prediction(ctx.policy), frozen)
 
     def grid(self, ctx: Context) -> Grid:
         """The sampler's moves."""

@@ -202,6 +202,31 @@ def test_refl_can_denoise_winners_besides():
     assert_close(output.metrics["loss"].mean(), output.loss.detach())
 
 
+@every_method
+def test_distance_from_the_reference_can_be_penalised(name):
+    policy = CountingPolicy(delta=MOVED)
+    strategy, plain = make(name, reference_weight=0.5), make(name)
+    assert strategy.spec.needs_reference
+    assert not plain.spec.needs_reference
+    batch, ctx = batch_for(name, policy), context(policy, strategy)
+    draws = strategy.draw(ctx, batch)
+    terms = _terms(strategy, ctx, batch, draws)
+    timestep = policy.process.sampling_grid(strategy.config.rollout_steps).timesteps[draws.step]
+    arguments = draws.latents, timestep.expand(len(draws.latents)), draws.condition
+    with torch.no_grad():
+        moved = policy.predict(*arguments)
+        with policy.adapters.disabled():
+            start = policy.predict(*arguments)
+    assert_close(terms.policy[:, 1].detach(), (moved - start).square().flatten(1).mean(1))
+    output = strategy.loss(terms, {}, batch)
+    penalty = 0.5 * terms.policy[:, 1].mean()
+    assert_close(output.loss, plain.loss(replace(terms, policy=terms.policy[:, :1]), {}, batch).loss + penalty)
+    assert_close(output.metrics["reference_distance"].mean(), terms.policy[:, 1].detach().mean())
+    flat, account = gradient(strategy, policy, [batch], **constant(1.0))
+    assert flat.abs().max() > 0  # back to the start
+    assert account.sums["reference_distance"] > 0
+
+
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
@@ -211,6 +236,7 @@ def test_refl_can_denoise_winners_besides():
         (AlignPropConfig, {"truncation_std": 0}, "truncation_std"),
         (DraftKConfig, {"gradient_steps": 51}, "gradient_steps"),
         (DraftKConfig, {"loss_scale": 0}, "loss_scale"),
+        (DraftKConfig, {"reference_weight": -1.0}, "reference_weight"),
         (DraftLVConfig, {"noisings": 0}, "noisings"),
         (ReFLConfig, {"earliest_jump": 1.0}, "earliest_jump"),
         (ReFLConfig, {"pretraining_weight": -1}, "pretraining_weight"),
