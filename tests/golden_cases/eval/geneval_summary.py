@@ -14,11 +14,15 @@ def run(case: GoldenCase) -> dict[str, Any]:
     return {
         "total_images": summary.images,
         "total_prompts": summary.prompts,
-        "pct_correct_images": f"{100 * summary.correct_images / summary.images:.2f}",
-        "pct_correct_prompts": f"{100 * summary.correct_prompts / summary.prompts:.2f}",
+        "pct_correct_images": percent(summary.correct_images / summary.images),
+        "pct_correct_prompts": percent(summary.correct_prompts / summary.prompts),
         "tasks": {
-            name: {"pct": f"{100 * task.accuracy:.2f}", "correct": task.correct, "total": task.total}
+            name: {"pct": percent(task.accuracy), "correct": task.correct, "total": task.total}
             for name, task in summary.tasks.items()
         },
         "overall": summary.overall,
     }
+
+
+def percent(share: float) -> str:
+    return f"{share:.2%}".removesuffix("%")
