@@ -102,6 +102,11 @@ def as_sampled(batch: ImageBatch, config: RolloutConfig) -> tuple[ImageBatch, Te
                 "`diffalign label export` wrote"
             )
         _require_same(origin, config, name)
+        if len(labels) != config.images_per_prompt:
+            raise UserError(
+                f"row {name!r} has labels of {len(labels)} of {config.images_per_prompt} images: those of a caption "
+                "must be judged as one task"
+            )
         seeds.append(int(origin["seed"]))
         scores.append([float(value) for value in labels])
     return replace(batch, seeds=torch.tensor(seeds, dtype=torch.long)), torch.tensor(scores).T

@@ -131,8 +131,6 @@ class Rollout:
         """What to watch of a rollout, over all processes; see ``strategies.metrics``."""
         judged, total = self.judged, self.rewards
         kept = total[judged.valid]
-        if not len(kept):
-            return {"failed_images": float(len(total))}
         _, index = judged.groups[judged.valid].unique(return_inverse=True)
         spread = total.new_zeros(int(index.max()) + 1)
         low = spread.scatter_reduce(0, index, kept, "amin", include_self=False)
@@ -184,7 +182,7 @@ class Rollouts:
             known: (rows, 1) rewards in block order, where these images have been judged before: nothing is scored then.
 
         Raises:
-            UserError: if a reward fails and failures are to end the run.
+            UserError: if a reward fails and failures are to end the run, or fails on every image.
         """
         nothing = None, torch.zeros(0, len(self._scorers)), torch.zeros(0, dtype=torch.bool)
         trajectories, rewards, valid = self._sample(ctx, batches, known is None) if batches else nothing
@@ -196,10 +194,15 @@ class Rollouts:
         if known is not None:
             rewards, valid = known, known.isfinite().all(1)
         numbers = torch.stack([seeds, example_seeds.repeat(images), captions.repeat(images), valid.long()], dim=1)
+        judged = _exchange(ctx, numbers, rewards)
+        if not bool(judged.valid.any()):
+            raise UserError(
+                f"no image of the rollout could be judged ({len(judged.valid)} failed): the reward itself does not work"
+            )
         return Rollout(
             trajectories,
             [name for batch in batches for name in batch.ids],
-            _exchange(ctx, numbers, rewards),
+            judged,
             tuple(ctx.rewards) if known is None else ("labels",),
             tuple(ctx.reward_weights.get(name, 1.0) for name in ctx.rewards) if known is None else (1.0,),
         )

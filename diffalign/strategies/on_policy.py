@@ -90,8 +90,6 @@ class Advantages:
         valid, config = judged.valid, self._config
         advantages = torch.zeros_like(rewards)
         kept = rewards[valid]
-        if not len(kept):
-            return advantages
         if config.advantage == "caption":
             advantages[valid] = self._statistics.update([str(key) for key in judged.captions[valid].tolist()], kept)
         elif config.advantage == "group":

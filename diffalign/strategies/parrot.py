@@ -115,8 +115,6 @@ class Parrot(PolicyGradient):
         """Return the reward that each image was sampled for, standardised unless the objective is the paper's, (n,)."""
         judged = rollout.judged
         advantages = torch.zeros(len(judged.seeds))
-        if not bool(judged.valid.any()):
-            return advantages
         meant = judged.rewards.gather(1, _meant_for(judged.groups, len(rollout.names))[:, None])[:, 0][judged.valid]
         if self.config.objective == "clipped":
             meant = group_advantages(meant, judged.groups[judged.valid], self.config.advantage_std)

@@ -139,8 +139,6 @@ class PrefGRPO(PolicyGradient):
         judged, config = rollout.judged, self.config
         advantages = torch.zeros(len(judged.seeds))
         groups = judged.groups[judged.valid]
-        if not len(groups):
-            return advantages
         rewards = {}
         for column, name in enumerate(rollout.names):
             scores = judged.rewards[judged.valid, column]

@@ -119,6 +119,12 @@ def test_a_reward_that_fails_stops_the_run_or_is_counted(
     assert sorted({line["failed_images"] for line in lines}) == [0.0, 2.0]
     assert all(line["reward"] > 0 for line in lines)
 
+    monkeypatch.setattr(
+        JpegSize, "score", lambda self, images, prompts, metadata=None: torch.full((len(images),), 1e999)
+    )
+    with pytest.raises(UserError, match="no image of the rollout could be judged"):
+        train(model, prompts, tmp_path / "all", on_reward_failure="skip")
+
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no reward": ({"rewards": ""}, "name one or more with --rewards"),
