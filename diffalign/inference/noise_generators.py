@@ -157,6 +157,7 @@ class PipelineGenerator(NoiseGenerator):
             "guidance_scale": sampling.guidance_scale,
             "output_type": "pt",
             "return_dict": False,
+            "use_resolution_binning": False,  # the noise has the size already
             **({"timesteps": list(sampling.timesteps)} if sampling.timesteps else {}),
             **size,
         }
