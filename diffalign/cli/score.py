@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentParser
 
@@ -32,14 +33,19 @@ def score_command(argv: Sequence[str], rewards: str | None = None, prog: str = "
     )
     parser.add_argument("--output", type=Path | None, default=None, help="JSONL file for the score of every image")
     parser.add_argument("--device", type=str, default="cpu", help="where networks run")
+    parser.add_argument(
+        "--dtype", type=Literal["float32", "bfloat16", "float16"], default="float32", help="how networks run"
+    )
     parser.add_argument("--batch_size", type=int, default=16, help="pictures scored at once")
     options = parser.parse_args(list(argv))
+    import torch
+
     from diffalign.evaluation.manifest import generation_of
     from diffalign.rewards.compose import load_parts, parse_rewards
     from diffalign.rewards.scoring import read_items, score_items, write_scores
 
     items = read_items(options.images, options.prompts)
-    parts = load_parts(parse_rewards(options.rewards), options.device)
+    parts = load_parts(parse_rewards(options.rewards), options.device, getattr(torch, options.dtype))
     scores = score_items(items, parts, options.batch_size)
     for label, values in scores.items():
         low, high = values.min().item(), values.max().item()

@@ -6,6 +6,7 @@ A question that fails is asked again after a pause; when it goes on failing an e
 from __future__ import annotations
 
 import base64
+import http.client
 import io
 import json
 import math
@@ -51,6 +52,10 @@ class EndpointOptions:
     longest_pause: float = 10.0
     max_tokens: int = 4096
     parallel: int = 8
+
+    def __post_init__(self) -> None:
+        if min(self.tries, self.parallel, self.max_tokens) < 1 or self.timeout <= 0:
+            raise UserError("an endpoint needs tries, parallel and max_tokens of at least 1 and a time-out above 0")
 
 
 class Endpoint(VisionLanguageModel):
@@ -125,9 +130,10 @@ class Endpoint(VisionLanguageModel):
                 reason = f"status {problem.code}: {problem.read(200).decode(errors='replace').strip()}"
                 if problem.code < 500 and problem.code not in _RETRIED:
                     break
-            except (TimeoutError, urllib.error.URLError, ConnectionError) as problem:
+            except (TimeoutError, urllib.error.URLError, ConnectionError, http.client.HTTPException) as problem:
                 late = isinstance(getattr(problem, "reason", problem), TimeoutError)
                 reason = f"no answer within {seconds:g} s" if late else str(getattr(problem, "reason", problem))
+                reason = reason or type(problem).__name__
             except ValueError as problem:
                 reason = f"an answer that is not JSON ({problem})"
         raise UserError(

@@ -165,6 +165,11 @@ def test_probabilities_of_words_come_from_the_likeliest_spelling() -> None:
     assert server.requests[0]["top_logprobs"] == 20
 
 
+def broken_off(body: Mapping[str, Any]) -> tuple[int, str]:
+    """Let the connection end without an answer."""
+    raise RuntimeError("the server fell over")
+
+
 def test_endpoints_that_fail_say_why() -> None:
     def reason(address: str, tries: int = 2) -> str:
         (answer,) = quick(address, tries)[0].ask([Question([RED], "?")])
@@ -182,6 +187,10 @@ def test_endpoints_that_fail_say_why() -> None:
         time.sleep(0.5)
         return 200, "late"
 
+    with fake_server(broken_off) as server:
+        assert "did not answer after 2 of 2 tries (" in reason(server.address)
+    with pytest.raises(UserError, match="at least 1"):
+        EndpointOptions(tries=0)
     with fake_server(slow) as server:
         hasty = Endpoint(server.address, EndpointOptions(timeout=0.1, patience=0.0, tries=1))
         (answer,) = hasty.ask([Question([RED], "?")])

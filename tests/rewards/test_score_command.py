@@ -35,6 +35,17 @@ def test_scores_of_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert manifest["rewards"]["incompressibility"]["unit"].startswith("kilobytes")
 
 
+def test_networks_run_in_half_precision_by_option(folder: Path) -> None:
+    scores = {}
+    for dtype in ("float32", "bfloat16"):
+        output = folder / dtype / "scores.jsonl"
+        words = ["score", str(folder), "--rewards", "tiny-pickscore", "--dtype", dtype, "--output", str(output)]
+        assert main(words) == 0
+        scores[dtype] = [json.loads(line)["tiny-pickscore"] for line in output.read_text().splitlines()]
+    assert scores["bfloat16"] != scores["float32"]
+    assert scores["bfloat16"] == pytest.approx(scores["float32"], abs=0.5)
+
+
 def test_mistakes_are_one_message(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def message(*argv: str) -> str:
         assert main(["score", *argv]) == 2
