@@ -12,7 +12,7 @@ from diffalign.label.tasks import Task
 Mode = Literal["compare", "tag"]
 Verdict = Literal["choice", "tie", "skip", "tags"]
 VERDICTS: Mapping[Mode, tuple[Verdict, ...]] = {"compare": ("choice", "tie", "skip"), "tag": ("tags", "skip")}
-DEFAULT_TAGS = ("distorted", "does not fit the caption", "unsafe", "ugly")
+DEFAULT_TAGS = ("distorted", "wrong content", "unsafe", "ugly")
 """Distortion and safety are what D3PO's annotators marked (arXiv 2311.13231); the others are what preference data are
 mostly about."""
 
