@@ -23,6 +23,7 @@ def leaderboard(
     folder: Path = Path("docs/leaderboard"),
     runs: Path = Path("runs/leaderboard"),
     report: Path = Path("docs/leaderboard.md"),
+    report_only: bool = False,
 ) -> int:
     """Run the cells that are missing and write the report.
 
@@ -34,12 +35,14 @@ def leaderboard(
         folder: one JSON file a cell.
         runs: training runs, one folder a cell.
         report: markdown file; the plot goes beside it.
+        report_only: write the report of the cells that are there, and run nothing.
     """
     methods = board_methods()
     every = [Cell(BASE, 0), Cell(BEST_OF_4, 0), *(Cell(name, seed) for name in methods for seed in range(seeds))]
     cells = [Cell.parse(text) for text in only] if only else every
     board = Board(folder, runs, BoardSettings(test_prompt_seed=test_prompt_seed, captions=captions))
-    board.fill([Cell(BASE, 0), *cells], lambda: world_evaluator("test", captions, test_prompt_seed))
+    if not report_only:
+        board.fill([Cell(BASE, 0), *cells], lambda: world_evaluator("test", captions, test_prompt_seed))
     write_report(board.rows(dict.fromkeys([*every, *cells])), board.settings, report)
     return 0
 
