@@ -81,7 +81,7 @@ class Client:
     """
 
     def __init__(self, port: int, annotator: str) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
         self.annotator = annotator
         self.acknowledged: list[str] = []
         self.repeated = 0
