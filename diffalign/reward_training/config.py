@@ -37,7 +37,7 @@ class RewardTrainingConfig:
         resume: go on from the last checkpoint in output_dir.
         column_map: canonical column -> column of the source.
         split: split of a data set with several.
-        user_column: column that tells people apart, for "pal"; without it all are one person.
+        user_column: column that tells people apart, for "pal"; "annotator" for exports of the labelling app.
         prototypes: points that people's ideals are mixed from. 2: PAL's code.
         place: where ideal points come from, see ``diffalign.rewards.pal``.
         distance: "dist" or "angle". The code pairs distances with the hinge and angles with the cross entropy.

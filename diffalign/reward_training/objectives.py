@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffalign.data.image_source import ImageSource
+from diffalign.errors import UserError
 from diffalign.reward_training.config import RewardTrainingConfig
-from diffalign.reward_training.pairs import ScorerPair
+from diffalign.reward_training.pairs import EVERYONE, ScorerPair
 from diffalign.rewards.clip_model import projected, unit
 from diffalign.rewards.heteroscedastic import VARIANCE_FILE, VarianceHead
 from diffalign.rewards.objective import (
@@ -169,10 +170,19 @@ class PalObjective(ScorerObjective):
     Args:
         scorer, config: as for all.
         pairs: all pairs: their people get numbers, their images are embedded.
+
+    Raises:
+        UserError: if the pairs name nobody.
     """
 
     def __init__(self, scorer: PickScore, config: RewardTrainingConfig, pairs: Sequence[ScorerPair]) -> None:
         super().__init__(scorer, config)
+        users = sorted({pair.user for pair in pairs})
+        if users == [EVERYONE]:
+            raise UserError(
+                f"ideal points are those of people, but no row of {config.dataset_name} has a {config.user_column!r}: "
+                "name the column that tells people apart with --user_column"
+            )
         shape = PalConfig(
             dimensions=self.model.config.projection_dim,
             width=config.width,
@@ -180,7 +190,6 @@ class PalObjective(ScorerObjective):
             place=config.place,
             distance=config.distance,
         )
-        users = sorted({pair.user for pair in pairs})
         self.trained = self.head = PalHead(shape, users, config.seed).to(config.device)
         self._known = self._embed_all(pairs)
 

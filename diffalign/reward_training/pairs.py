@@ -46,31 +46,32 @@ def read_pairs(source: str, options: SourceOptions, user_column: str = "user") -
     Args:
         source: as for the training of models.
         options: split, columns.
-        user_column: a numeric column, or a key of the metadata, that tells people apart.
+        user_column: a column, or a key of the metadata, that tells people apart.
 
     Raises:
         UserError: for a source that cannot be read or has no pair.
     """
-    records = open_records(source, "pairs", options)
-    pairs = [pair for record in records for pair in pairs_of(record, user_column)]
+    reader = open_records(source, "pairs", options)
+    pairs: list[ScorerPair] = []
+    for index, row in enumerate(reader.table.rows()):
+        record = reader.read(index, row)
+        user = row.get(user_column, record.metadata.get(user_column))
+        pairs += pairs_of(record, EVERYONE if user is None else str(user))
     if not pairs:
         raise UserError(f"{source} holds no pair of images that somebody compared")
     return pairs
 
 
-def pairs_of(record: Record, user_column: str = "user") -> list[ScorerPair]:
-    """Compare all images of a record, two by two."""
+def pairs_of(record: Record, user: str = EVERYONE) -> list[ScorerPair]:
+    """Compare all images of a record, two by two; ``user`` did so."""
     values = utilities(record) or []
-    user = record.metadata.get(user_column, record.fields.get(user_column, EVERYONE))
-    # Numbers of people come as floats from tables.
-    name = str(int(user)) if isinstance(user, float) and user.is_integer() else str(user)
     return [
         ScorerPair(
             record.prompt,
             record.images[i],
             record.images[j],
             0.5 if values[i] == values[j] else float(values[i] > values[j]),
-            name,
+            user,
         )
         for i, j in itertools.combinations(range(len(values)), 2)
     ]

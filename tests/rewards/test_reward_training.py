@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 
 from diffalign.cli.main import main
 from diffalign.data.image_source import ImageSource
+from diffalign.data.readers import SourceOptions
 from diffalign.data.schema import Record
 from diffalign.errors import UserError
 from diffalign.reward_training.config import RewardTrainingConfig
 from diffalign.reward_training.fit import train_reward
-from diffalign.reward_training.pairs import ScorerPair, draw_batch, pairs_of, split_captions
+from diffalign.reward_training.pairs import ScorerPair, draw_batch, pairs_of, read_pairs, split_captions
 from diffalign.rewards.heteroscedastic import HeteroscedasticScore
 from diffalign.rewards.loading import load_reward
 from diffalign.rewards.ranking import label_mass
@@ -108,15 +109,27 @@ def test_doubt_lowers_a_cautious_reward(table: Path, tmp_path: Path) -> None:
 
 def test_records_become_pairs_with_ties_and_people() -> None:
     images = tuple(ImageSource.from_bytes(b"", name) for name in "abc")
-    record = Record("r", "p", images, scores=(2.0, 1.0, 2.0), fields={"user": 7.0})
-    pairs = pairs_of(record)
+    record = Record("r", "p", images, scores=(2.0, 1.0, 2.0))
+    pairs = pairs_of(record, "7")
     assert [(p.first.name, p.second.name, p.label, p.user) for p in pairs] == [
         ("a", "b", 1.0, "7"),
         ("a", "c", 0.5, "7"),
         ("b", "c", 0.0, "7"),
     ]
-    tied = pairs_of(Record("r", "p", images[:2], tie=True, metadata={"annotator": "anna"}), "annotator")
-    assert [(p.label, p.user) for p in tied] == [(0.5, "anna")]
+    tied = pairs_of(Record("r", "p", images[:2], tie=True))
+    assert [(p.label, p.user) for p in tied] == [(0.5, "everyone")]
+
+
+def test_people_are_named_by_a_column_of_any_kind_or_by_metadata(table: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    rows[0]["annotator"], rows[1]["metadata"] = "anna", {"annotator": "berta"}
+    path = table.parent / "votes.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = read_pairs(str(path), SourceOptions(), "annotator")
+    assert [pair.user for pair in pairs[:3]] == ["anna", "berta", "everyone"]
+    assert {pair.user for pair in read_pairs(str(path), SourceOptions())} == {"0", "1"}
+    with pytest.raises(UserError, match=r"no row of .* has a 'judge': name the column"):
+        train_reward(config(table, tmp_path, objective="pal", user_column="judge"))
 
 
 def some_pairs(count: int) -> list[ScorerPair]:
