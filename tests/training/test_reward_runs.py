@@ -47,7 +47,8 @@ def run(world: dict[str, str], method: str, folder: Path, **changes: Any) -> Any
 @pytest.mark.parametrize("method", ["alignprop", "draft_k", "draft_lv", "refl"])
 def test_a_run_learns_from_its_own_samples(world: dict[str, str], method: str, tmp_path: Path) -> None:
     result = run(world, method, tmp_path / "run")
-    rows = [json.loads(line) for line in (result.folder / METRICS_FILE).read_text().splitlines()]
+    lines = [json.loads(line) for line in (result.folder / METRICS_FILE).read_text().splitlines()]
+    rows = [line for line in lines if "loss" in line]  # the last one holds the drift of the samples
     assert len(rows) == 2
     assert all(abs(row["reward"]) < 100 and row["grad_norm"] > 0 for row in rows)
     weights = load_file(result.folder / LORA)
