@@ -370,9 +370,6 @@ class Ripples(Reward):
         return flat.mean(1) + 3 * (torch.sin(3 * flat) * waves).mean(1)
 
 
-# --- batches ------------------------------------------------------------------------------------------------------
-
-
 def image_batch(
     policy: Policy, examples: int = 2, images: int = 2, seed: int = 0, own_captions: bool = False, **fields: Tensor
 ) -> ImageBatch:
