@@ -26,9 +26,6 @@ class NoiseProcess(ABC):
         num_train_timesteps: T, the number of timesteps the network was trained on.
         clip_range: bound on the magnitude of predicted clean latents while sampling; None for no bound.
         distribution: how :meth:`sample_timesteps` draws by default.
-
-    Attributes:
-        training_range: half-open range of timestep indices that training visits; all T by default.
     """
 
     def __init__(
@@ -44,7 +41,6 @@ class NoiseProcess(ABC):
         self.num_train_timesteps = num_train_timesteps
         self.clip_range = clip_range
         self.distribution: Distribution = distribution
-        self.training_range = (0, num_train_timesteps)
         self._convert = PARAMETERIZATIONS[prediction_type]
 
     @abstractmethod
@@ -176,28 +172,12 @@ class NoiseProcess(ABC):
         at = self.level(timesteps)
         return (at.alpha / at.sigma).square()
 
-    def restrict_training(self, low: int, high: int) -> None:
-        """Let :meth:`sample_timesteps` draw indices of the half-open range ``low .. high`` only.
-
-        Raises:
-            UserError: if the range is empty or leaves 0 .. T.
-        """
-        self._check_range(low, high)
-        self.training_range = (low, high)
-
-    def _check_range(self, low: int, high: int) -> None:
-        if not 0 <= low < high <= self.num_train_timesteps:
-            raise UserError(
-                f"timesteps cannot be drawn from [{low}, {high}): "
-                f"give a non-empty range within [0, {self.num_train_timesteps})"
-            )
-
     def sample_timesteps(
         self,
         rows: int,
         generator: torch.Generator,
         *,
-        low: int | None = None,
+        low: int = 0,
         high: int | None = None,
         distribution: Distribution | None = None,
     ) -> Tensor:
@@ -206,20 +186,19 @@ class NoiseProcess(ABC):
         Args:
             rows: how many.
             generator: source of randomness.
-            low, high: half-open range of indices in 0 .. T, noise growing with the index; by default (and at the
-                widest) the process's :attr:`training_range`.
+            low, high: half-open range of indices in 0 .. T, noise growing with the index; by default all.
             distribution: "uniform" or "logit_normal" over the range; by default the process's own.
 
         Raises:
             UserError: if the range is empty or leaves 0 .. T.
         """
-        least, most = self.training_range
-        if low is not None or high is not None:
-            asked = (least if low is None else low, most if high is None else high)
-            self._check_range(*asked)
-            least, most = max(least, asked[0]), min(most, asked[1])
-            self._check_range(least, most)
-        return self.timestep_at(draw_indices(rows, generator, least, most, distribution or self.distribution))
+        high = self.num_train_timesteps if high is None else high
+        if not 0 <= low < high <= self.num_train_timesteps:
+            raise UserError(
+                f"timesteps cannot be drawn from [{low}, {high}): "
+                f"give a non-empty range within [0, {self.num_train_timesteps})"
+            )
+        return self.timestep_at(draw_indices(rows, generator, low, high, distribution or self.distribution))
 
 
 def check_steps(num_steps: int, limit: int) -> None:

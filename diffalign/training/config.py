@@ -73,8 +73,6 @@ class DataOptions:
         cache_latents: encode every image and caption once, before the first step.
         pinned_draws: give each example this many fixed (noise, timestep) draws so that reference values are cached;
             0 draws anew at each visit.
-        min_timestep: least noisy timestep that training draws.
-        max_timestep: training draws timesteps below this one; 0 for all that the model has.
         prompts: captions instead of ``dataset_name`` for methods that make their own samples: a text file with one
             caption a line, or any data set with a column ``prompt`` (and ``metadata`` where a reward needs it).
         max_length: longest sequence of text in tokens, prompt and completion together; 0 for the model's own.
@@ -99,8 +97,6 @@ class DataOptions:
     cache_dir: str | None = None
     cache_latents: bool = True
     pinned_draws: int = 0
-    min_timestep: int = 0
-    max_timestep: int = 0
     prompts: str | None = None
     max_length: int = 0
 

@@ -62,9 +62,6 @@ class ImageDomain(Domain):
         self, source: Any, kind: DataKind, config: TrainConfig, policy: Policy, processes: Processes
     ) -> LoadedData:
         options = config.data
-        if options.min_timestep or options.max_timestep:
-            most = options.max_timestep or policy.process.num_train_timesteps
-            policy.process.restrict_training(options.min_timestep, most)
         dataset = load_examples(source, kind, _source_options(options, config.optim.seed))
         store = Path(options.cache_dir).expanduser() if options.cache_dir else None
         fixed = (options.center_crop and not options.random_flip) or options.cache_latents

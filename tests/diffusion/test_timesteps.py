@@ -71,15 +71,3 @@ def test_turbo_models_see_their_four_timesteps_only() -> None:
     drawn = few_step_timesteps(torch.arange(1000))
     assert sorted(set(drawn.tolist())) == [249, 499, 749, 999]
     assert few_step_timesteps(torch.tensor([32, 503, 656])).tolist() == [249, 999, 249]
-
-
-def test_training_may_be_restricted_to_a_range() -> None:
-    process = FlowProcess()
-    process.restrict_training(300, 400)
-    drawn = process.sample_timesteps(2000, generator()) / process.num_train_timesteps
-    assert 0.3 <= drawn.min() < drawn.max() <= 0.4
-    assert process.sample_timesteps(2000, generator(), low=350).min() > 350
-    with pytest.raises(UserError, match="range"):
-        process.sample_timesteps(1, generator(), low=500)
-    with pytest.raises(UserError, match="range"):
-        process.restrict_training(400, 300)
