@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffalign.errors import MissingExtra
 from diffalign.evaluation.leaderboard import BoardSettings, Row
+from diffalign.evaluation.pyplot import load_pyplot
 
 _BEGIN, _END = "<!-- board:begin -->", "<!-- board:end -->"
 _INTRODUCTION = """# Leaderboard
@@ -73,13 +73,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     Raises:
         MissingExtra: without matplotlib.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtra("matplotlib", "eval", "the leaderboard's plot") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = load_pyplot("the leaderboard's plot")
     ordered = sorted(rows, key=lambda r: r.win_rate.value)
     positions = list(range(len(ordered)))
     figure, (left, right) = pyplot.subplots(

@@ -9,23 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffalign.errors import UserError
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Points of a dimension that were met.
-
-    Args:
-        correct, total: points over all images.
-    """
-
-    correct: int
-    total: int
-
-    @property
-    def accuracy(self) -> float:
-        """Share of points met."""
-        return self.correct / self.total
+from diffalign.evaluation.accuracy import Accuracy
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def build_run(config: TrainConfig, dataset: Any = None, console: Console | None 
         learning_rate=rate,
         folder=folder,
         record=record,
-        observer=domain.observer(ctx.policy, data, config, console) if processes.is_main else None,
+        observer=processes.on_main(lambda: domain.observer(ctx.policy, data, config, console)),
         console=console,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -86,6 +86,28 @@ class Processes:
     def exchange(self, value: T) -> list[T]:
         """Give every process the objects of all, in the order of ranks; for rare use."""
         return [value] if self.world_size == 1 else gather_object([value])
+
+    def on_main(self, work: Callable[[], T]) -> T | None:
+        """Let the main process alone do something that a user's mistake can end.
+
+        Returns:
+            the result on the main process, None on the others.
+
+        Raises:
+            UserError: on every process, so that none waits for one that has ended.
+        """
+        result, failure = None, None
+        if self.is_main:
+            try:
+                result = work()
+            except UserError as error:
+                failure = error
+        complaint = self.exchange(str(failure) if failure else "")[0]
+        if failure is not None:
+            raise failure
+        if complaint:
+            raise UserError(complaint)
+        return result
 
     def wait(self) -> None:
         """Wait for all processes."""

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,16 +156,38 @@ def test_micro_batches_do_not_change_the_curve(model: str, pairs: str, tmp_path:
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
 
 
-def test_two_processes_have_the_curve_of_one(model: str, pairs: str, tmp_path: Path) -> None:
-    """As a user starts them; losses agree to 1e-4, which is what float32 sums in another order leave."""
-    train(pairs, model, tmp_path / "one")
-    flags = [f"--{name}={value}" for name, value in options(model, tmp_path / "two", dataset_name=pairs).items()]
+def launch_two(model: str, pairs: str, folder: Path, *extra: str) -> subprocess.CompletedProcess[str]:
+    """Start a run in two processes as a user does."""
+    flags = [f"--{name}={value}" for name, value in options(model, folder, dataset_name=pairs).items()]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += [str(ROOT / "train_scripts" / "train.py"), "--method", "diffusion_dpo", *flags]
+    command += [str(ROOT / "train_scripts" / "train.py"), "--method", "diffusion_dpo", *flags, *extra]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many threads as each of several processes has: their number changes the order of sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_two_processes_have_the_curve_of_one(model: str, pairs: str, tmp_path: Path) -> None:
+    """Losses agree to 1e-4, which is what float32 sums in another order leave."""
+    train(pairs, model, tmp_path / "one")
+    done = launch_two(model, pairs, tmp_path / "two")
     assert done.returncode == 0, done.stderr[-4000:]
     assert "micro batch 2 x accumulation 1 x 2 processes" in done.stdout
     for a, b in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+def test_a_mistake_that_only_the_main_process_meets_ends_both(model: str, pairs: str, tmp_path: Path) -> None:
+    watch = ("--early_stop_reward=pickscor", "--validation_prompts=['a 1']", "--validation_steps=1")
+    done = launch_two(model, pairs, tmp_path / "run", *watch)
+    assert done.returncode != 0
+    assert "pickscore" in done.stderr + done.stdout

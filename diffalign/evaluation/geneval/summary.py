@@ -7,24 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from diffalign.evaluation.accuracy import Accuracy
 from diffalign.evaluation.geneval.vocabulary import TAGS
-
-
-@dataclass(frozen=True)
-class TaskScore:
-    """Images of a task that are correct.
-
-    Args:
-        correct, total: images.
-    """
-
-    correct: int
-    total: int
-
-    @property
-    def accuracy(self) -> float:
-        """Share of correct images."""
-        return self.correct / self.total
 
 
 @dataclass(frozen=True)
@@ -37,7 +21,7 @@ class Summary:
         prompts, correct_prompts: captions, and those with at least one correct image.
     """
 
-    tasks: Mapping[str, TaskScore]
+    tasks: Mapping[str, Accuracy]
     images: int
     correct_images: int
     prompts: int
@@ -89,7 +73,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> Summary:
     tasks = {}
     for tag in [*(t for t in TAGS if t in tags), *sorted(tags - set(TAGS))]:
         verdicts = [bool(row["correct"]) for row in results if row["tag"] == tag]
-        tasks[tag] = TaskScore(sum(verdicts), len(verdicts))
+        tasks[tag] = Accuracy(sum(verdicts), len(verdicts))
     captions: dict[str, bool] = {}
     for row in results:
         text = row["metadata"] if isinstance(row["metadata"], str) else json.dumps(row["metadata"])

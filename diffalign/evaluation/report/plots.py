@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from diffalign.errors import MissingExtra
+from diffalign.evaluation.pyplot import load_pyplot
 from diffalign.evaluation.report.entries import Entry
 from diffalign.evaluation.report.side_by_side import SideBySide
 
@@ -90,13 +90,7 @@ def _panels(count: int, width: float | None = None) -> tuple[Figure, list[Axes]]
     Raises:
         MissingExtra: without matplotlib.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtra("matplotlib", "eval", "the plots of a report") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = load_pyplot("the plots of a report")
     columns = min(count, 3)
     rows = -(-count // columns)
     size = (width or 4.2 * columns, 2.9 * rows)
