@@ -15,11 +15,12 @@ from diffalign.batch import Condition, ImageBatch
 from diffalign.data.cache import LatentCache, LatentKey, PromptCache, PromptKey
 from diffalign.data.image_source import UnreadableImage
 from diffalign.data.loader import MicroBatch
-from diffalign.data.prepare import FramingOptions, ImagePreparer, Prepared
+from diffalign.data.prepare import FramingOptions, ImagePreparer, Pixels, Prepared
 from diffalign.data.schema import Example, ExampleSet, kind_info
 from diffalign.diffusion.random import rand_rows
 from diffalign.errors import UserError
 from diffalign.policies.base import Policy
+from diffalign.policies.codec import NonFiniteLatents
 from diffalign.strategies.base import DataKind
 
 Progress = Callable[[int, int], None]
@@ -100,6 +101,7 @@ class ImageEncoder:
 
         Raises:
             UnreadableImage: if an image cannot be decoded.
+            NonFiniteLatents: if the VAE overflows; the images are named.
             UserError: if latents come out in another shape than the policy promises.
         """
         prepared = micro.prepared if isinstance(micro.prepared, Prepared) else self.prepare(micro)
@@ -153,10 +155,10 @@ class ImageEncoder:
         """
         if not self.options.framing.fixed:
             raise UserError("images whose crop or flip changes at every visit cannot be encoded ahead of training")
-        pending: dict[LatentKey, Tensor] = {}
+        pending: dict[LatentKey, Pixels] = {}
         kept: list[Example] = []
         for done, example in enumerate(dataset.examples):
-            found: dict[LatentKey, Tensor] = {}
+            found: dict[LatentKey, Pixels] = {}
             try:
                 self.prepare.frame(example, 0, found, remember=True)
             except UnreadableImage:
@@ -178,11 +180,16 @@ class ImageEncoder:
     def _no_latents(self, examples: Sequence[Example]) -> Tensor:
         return torch.empty(0, *self.policy.latent_shape(*self.prepare.target(examples[0])), device=self.policy.device)
 
-    def _encode_pixels(self, pixels: dict[LatentKey, Tensor]) -> dict[LatentKey, Tensor]:
+    def _encode_pixels(self, pixels: dict[LatentKey, Pixels]) -> dict[LatentKey, Tensor]:
         encoded: dict[LatentKey, Tensor] = {}
         for height, width in dict.fromkeys(key.resolution for key in pixels):
             keys = [key for key in pixels if key.resolution == (height, width)]
-            latents = self.policy.encode_images(torch.stack([pixels[key] for key in keys]).to(self.policy.device))
+            rows = torch.stack([pixels[key].values for key in keys])
+            try:
+                latents = self.policy.encode_images(rows.to(self.policy.device))
+            except NonFiniteLatents as error:
+                images = ", ".join(pixels[keys[row]].image for row in error.rows)
+                raise NonFiniteLatents(error.rows, images, error.dtype) from None
             expected = tuple(self.policy.latent_shape(height, width))
             if tuple(latents.shape[1:]) != expected:
                 raise UserError(
@@ -193,7 +200,7 @@ class ImageEncoder:
             encoded.update(zip(keys, latents.to(self.dtype), strict=True))
         return encoded
 
-    def _keep_latents(self, pending: dict[LatentKey, Tensor]) -> None:
+    def _keep_latents(self, pending: dict[LatentKey, Pixels]) -> None:
         for key, latents in self._encode_pixels(pending).items():
             self.latents.put(key, latents)
         pending.clear()

@@ -50,17 +50,30 @@ class Framed:
     crop: tuple[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """What is to be encoded.
+
+    Args:
+        image: name of the image it was cut from.
+        values: (3, height, width) float32 in [-1, 1].
+    """
+
+    image: str
+    values: Tensor
+
+
 @dataclass
 class Prepared:
     """A micro-batch before the model is asked.
 
     Args:
         framed: for each example, its images in block order.
-        pixels: (3, height, width) float32 in [-1, 1] by key, for images whose latents are not cached.
+        pixels: by key, for images whose latents are not cached.
     """
 
     framed: list[list[Framed]] = field(default_factory=list)
-    pixels: dict[LatentKey, Tensor] = field(default_factory=dict)
+    pixels: dict[LatentKey, Pixels] = field(default_factory=dict)
 
 
 class ImagePreparer:
@@ -105,7 +118,7 @@ class ImagePreparer:
         return example.size or self.resolution
 
     def frame(
-        self, example: Example, visit_seed: int, pixels: dict[LatentKey, Tensor], remember: bool = False
+        self, example: Example, visit_seed: int, pixels: dict[LatentKey, Pixels], remember: bool = False
     ) -> list[Framed]:
         """Frame the images of one example.
 
@@ -126,7 +139,7 @@ class ImagePreparer:
             key = LatentKey.of(digest, self._encoder_id, target, placement, self._dtype)
             framed.append(Framed(key, size, (placement.top, placement.left)))
             if key not in pixels and key not in self._cached:
-                pixels[key] = to_pixels(image.decode(data), placement, target)
+                pixels[key] = Pixels(image.name, to_pixels(image.decode(data), placement, target))
         return framed
 
     def _look_up(self, image: ImageSource, remember: bool) -> tuple[bytes | None, tuple[str, tuple[int, int]]]:

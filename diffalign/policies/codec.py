@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffalign.errors import UserError
+
+
+class NonFiniteLatents(UserError):
+    """The VAE overflowed.
+
+    Args:
+        rows: where, among the encoded rows.
+        what: names of the images, or the rows' numbers.
+        dtype: of the VAE.
+    """
+
+    def __init__(self, rows: Sequence[int], what: str, dtype: torch.dtype) -> None:
+        super().__init__(
+            f"the VAE (in {dtype}) gave latents that are not finite for {what}: half precision overflows in many VAEs; "
+            "load the model in float32 or bfloat16"
+        )
+        self.rows, self.dtype = tuple(rows), dtype
 
 
 class LatentCodec:
@@ -40,7 +58,8 @@ class LatentCodec:
         """Encode pixels (rows, 3, height, width) in [-1, 1] to float32 latents; the posterior mean without generator.
 
         Raises:
-            UserError: if latents are not finite, or the encoder was dropped.
+            NonFiniteLatents: if latents are not finite.
+            UserError: if the encoder was dropped.
         """
         if not self.can_encode:
             raise UserError("the image encoder was dropped after caching: encode images before free_encoders()")
@@ -52,10 +71,7 @@ class LatentCodec:
             latents = posterior.mode() if generator is None else posterior.sample(generator)
         if not latents.isfinite().all():
             rows = (~latents.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
-            raise UserError(
-                f"the VAE (in {self._vae.dtype}) gave latents that are not finite for rows {rows} of {len(pixels)}: "
-                "half precision overflows in many VAEs; load the model in float32 or bfloat16"
-            )
+            raise NonFiniteLatents(rows, f"rows {rows} of {len(pixels)}", self._vae.dtype)
         return (latents.float() - self._shift.to(latents.device)) * self._scale.to(latents.device)
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from torch import Tensor
 
 from diffalign.data.cache import LatentCache, PromptCache, TensorStore
 from diffalign.data.encode import EncoderOptions, ImageEncoder
@@ -14,6 +16,7 @@ from diffalign.data.loader import MicroBatch
 from diffalign.data.prepare import FramingOptions
 from diffalign.data.schema import Example, ExampleSet
 from diffalign.errors import UserError
+from diffalign.policies.codec import NonFiniteLatents
 from tests.data.support import CountingPolicy, broken, pair, source
 
 RANDOM = FramingOptions(center_crop=False, random_flip=True)
@@ -181,3 +184,18 @@ def test_captions_alone_keep_their_description_and_the_shape_of_an_image():
     assert batch.latents.shape == (0, 3, 4, 4)
     assert batch.metadata == [{"tag": "0"}, {"tag": "1"}]
     assert len(batch.conditions) == 1
+
+
+class OverflowingVAE(CountingPolicy):
+    """Overflows on every other image, as half precision may."""
+
+    def encode_images(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        raise NonFiniteLatents(range(1, len(pixels), 2), "some rows", torch.float16)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_an_overflowing_vae_names_the_images(ahead: bool) -> None:
+    encoder, examples = ImageEncoder(OverflowingVAE(), "pairs"), [pair(0), pair(1)]
+    encode = partial(encoder.precompute, ExampleSet("pairs", examples)) if ahead else partial(encoder, micro(examples))
+    with pytest.raises(NonFiniteLatents, match=r"not finite for image-1, image-3: .* float32 or bfloat16"):
+        encode()
