@@ -20,7 +20,7 @@ from diffalign.diffusion.base import NoiseProcess
 from diffalign.diffusion.random import derive_seed
 from diffalign.errors import UserError
 from diffalign.rollouts.gather import gather_rows
-from diffalign.rollouts.scoring import RolloutScorer, Scored
+from diffalign.rollouts.scoring import RewardFailed, RolloutScorer, Scored
 from diffalign.rollouts.steps import NoiseSchedule, StochasticSteps
 from diffalign.rollouts.trajectory import Storage, Trajectories, image_seeds, roll_out
 from diffalign.strategies.base import Context
@@ -182,7 +182,7 @@ class Rollouts:
             known: (rows, 1) rewards in block order, where these images have been judged before: nothing is scored then.
 
         Raises:
-            UserError: if a reward fails and failures are to end the run, or fails on every image.
+            RewardFailed: if a reward fails and failures are to end the run, or fails on every image.
         """
         nothing = None, torch.zeros(0, len(self._scorers)), torch.zeros(0, dtype=torch.bool)
         trajectories, rewards, valid = self._sample(ctx, batches, known is None) if batches else nothing
@@ -196,7 +196,7 @@ class Rollouts:
         numbers = torch.stack([seeds, example_seeds.repeat(images), captions.repeat(images), valid.long()], dim=1)
         judged = _exchange(ctx, numbers, rewards)
         if not bool(judged.valid.any()):
-            raise UserError(
+            raise RewardFailed(
                 f"no image of the rollout could be judged ({len(judged.valid)} failed): the reward itself does not work"
             )
         return Rollout(
@@ -234,6 +234,7 @@ class Rollouts:
                     storage=self._storage,
                 )  # fmt: skip
                 parts.append(part)
+                ctx.images += len(part)
                 if judge:
                     pictures.append(decoded(ctx, part.final))
                 ctx.progress("rollout", sum(map(len, parts)), len(seeds))

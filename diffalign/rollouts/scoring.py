@@ -18,6 +18,10 @@ from diffalign.rewards.base import Reward
 OnFailure = Literal["stop", "skip"]
 
 
+class RewardFailed(UserError):
+    """A reward raised, or gave no finite number, on an image of a run."""
+
+
 @dataclass(frozen=True)
 class Scored:
     """Rewards of images.
@@ -73,8 +77,8 @@ class RolloutScorer:
             prompts, seeds, metadata: one an image.
 
         Raises:
-            UserError: if the reward raised, or gave a number that is not finite, and failures are to stop the run; the
-                message names caption, seed and where the image was saved.
+            RewardFailed: if the reward raised, or gave a number that is not finite, and failures are to stop the run;
+                the message names caption, seed and where the image was saved.
         """
         try:
             rewards = self.reward.score(images, prompts, metadata).float()
@@ -89,7 +93,7 @@ class RolloutScorer:
         for row, problem in problems.items():
             path = self._save(images[row], prompts[row], int(seeds[row]), problem)
             if self.on_failure == "stop":
-                raise UserError(
+                raise RewardFailed(
                     f"reward {self.reward.info.name!r} {problem} for {prompts[row]!r} with seed {int(seeds[row])}; the "
                     f"image is {path}: mend the reward, or leave such images out by skipping failures"
                 )

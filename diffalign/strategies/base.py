@@ -96,6 +96,7 @@ class Context:
         frozen_policies: further frozen policies by name.
         reduce: sum over processes.
         progress: told (what, done, in all) during work that takes long within a step.
+        images: images that this process has sampled for training so far.
         step: optimizer steps done so far.
         total_steps: optimizer steps planned.
         global_batch: examples of one optimizer step over all processes.
@@ -114,6 +115,7 @@ class Context:
     frozen_policies: Mapping[str, Any] = field(default_factory=dict)
     reduce: Reduce = field(default=lambda value: value)
     progress: Callable[[str, int, int], None] = field(default=lambda what, done, total: None)
+    images: int = 0
     step: int = 0
     total_steps: int = 1
     global_batch: int = 1

@@ -30,6 +30,8 @@ GLOSSARY: dict[str, str] = {
     "reward_std": "deviation of the reward over the images of the rollout",
     "flat_groups": "share of captions whose images all have the same reward: they teach nothing",
     "failed_images": "images of the rollout on which a reward failed",
+    "seconds": "time of training so far, without validation and checkpoints; goes on over a resume",
+    "images": "images sampled for training so far, by all processes",
     "active_images": "share of the rollout's images that are replayed; the others have no advantage",
     "front_share": "share of the rollout's images that no other image of their caption dominates",
     "ratio": "density of a replayed step over the recorded one; 1 before the first update of a rollout",

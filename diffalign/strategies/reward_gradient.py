@@ -204,7 +204,8 @@ class RewardKernel(ABC):
         return ctx.policy.process.sampling_grid(self.config.rollout_steps)
 
     def start(self, ctx: Context, batch: ImageBatch) -> Departure:
-        """Return the noise that sampling starts from."""
+        """Return the noise that sampling starts from; each row becomes an image."""
+        ctx.images += batch.size
         noise = randn_rows(batch.seeds, batch.latents.shape[1:], "rollout-start", ctx.device).to(batch.latents.dtype)
         condition = batch.conditions[0]
         return Departure(

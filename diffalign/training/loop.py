@@ -20,7 +20,7 @@ from diffalign.training.guards import Guards, RunStopped
 from diffalign.training.memory import out_of_memory
 from diffalign.training.processes import Processes
 from diffalign.training.progress import ProgressDisplay
-from diffalign.training.report import Reporter
+from diffalign.training.report import Reporter, Spent
 from diffalign.training.runfolder import RunFolder
 from diffalign.training.signals import StopRequest
 from diffalign.training.step import Stepper, StepResult
@@ -137,6 +137,7 @@ class Trainer:
         self._stepper = Stepper(strategy, ctx, self.trainables, optim, learning_rate, guards, processes, self._watch)
         self._early_stop = EarlyStop(self.trainables, run.early_stop_patience)
         self._saved_step: int | None = None
+        self._spent = Spent(ctx, processes)
 
     def fit(self) -> RunResult:
         """Train to the planned number of steps, or to a signal; return what came of it.
@@ -172,7 +173,14 @@ class Trainer:
         batches = iter(self.source)
         with ProgressDisplay(ctx.total_steps, ctx.step, ctx.device, self._console) as display:
             reporter = Reporter(
-                self._processes, trackers, display, self._watch, run.logging_steps, ctx.step, ctx.total_steps
+                self._processes,
+                trackers,
+                display,
+                self._watch,
+                self._spent,
+                run.logging_steps,
+                ctx.step,
+                ctx.total_steps,
             )
             ctx.progress = display.work
             while ctx.step < ctx.total_steps and not self._anywhere(stop.requested or self._early_stop.over):
@@ -239,12 +247,14 @@ class Trainer:
         if self.ctx.reference is not None:
             self.ctx.reference.load_state_dict(checkpoint.state["reference"])
         self._early_stop.load_state_dict(checkpoint.state["early_stop"])
+        self._spent.load_state_dict(checkpoint.state["spent"])
         self.ctx.step = self._saved_step = checkpoint.step
         changed = checkpoint.changed_options(self._record.config)
         self._say(*remarks, f"resumed from {checkpoint.folder} after step {checkpoint.step}", *changed)
 
     def _save(self) -> None:
         """Write a checkpoint unless this step has one; all processes together."""
+        spent = self._spent.state_dict()
         if self._saved_step != self.ctx.step and self._processes.is_main:
             state = {
                 "identity": asdict(self._record.identity),
@@ -254,6 +264,7 @@ class Trainer:
                 "source": self.source.state_dict(),
                 "reference": self.ctx.reference.state_dict() if self.ctx.reference is not None else {},
                 "early_stop": self._early_stop.state_dict(),
+                "spent": spent,
             }
             keep = self._run.checkpoints_total_limit
             save_checkpoint(self._folder.checkpoints, self.ctx.step, self.trainables.state_dict(), state, keep)

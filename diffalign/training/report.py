@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from diffalign.strategies.base import Context
 from diffalign.training.metrics import Metrics, rounded
 from diffalign.training.processes import Processes
 from diffalign.training.progress import WARM_UP, ProgressDisplay
@@ -16,6 +17,28 @@ FLAT_INTERVALS = 5
 """Logging intervals without any difference of rewards after which a note says so."""
 
 
+class Spent:
+    """What a run has cost so far, over all processes and all its sessions.
+
+    Args:
+        ctx: counts the images that this process samples.
+        processes: whose images are summed.
+    """
+
+    def __init__(self, ctx: Context, processes: Processes) -> None:
+        self._ctx, self._processes = ctx, processes
+        self.seconds = 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        """Seconds of training, and images sampled by all processes; all call it together."""
+        return {"seconds": self.seconds, "images": sum(self._processes.exchange(self._ctx.images))}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self.seconds = state["seconds"]
+        self._ctx.images = int(state["images"]) if self._processes.is_main else 0
+
+
 class Reporter:
     """Receives every step.
 
@@ -24,6 +47,7 @@ class Reporter:
         trackers: of the main process; none elsewhere.
         display: what is seen.
         stopwatch: measured exactly until the forecast is made.
+        spent: by the run so far.
         logging_steps: length of a logging interval.
         first, total: optimizer steps done before, and planned.
     """
@@ -34,13 +58,14 @@ class Reporter:
         trackers: Sequence[Tracker],
         display: ProgressDisplay,
         stopwatch: Stopwatch,
+        spent: Spent,
         logging_steps: int,
         first: int,
         total: int,
     ) -> None:
         self._trackers, self._display, self._watch = trackers, display, stopwatch
         self._interval, self._first, self._total = logging_steps, first, total
-        self._averages = Metrics(processes)
+        self._averages, self._spent = Metrics(processes), spent
         self._examples, self._seconds = 0.0, 0.0
         self._flat_intervals = 0
         self.metrics: dict[str, float] = {}
@@ -63,9 +88,11 @@ class Reporter:
         self._averages.add(result, seconds)
         self._examples += result.account.weight
         self._seconds += seconds
+        self._spent.seconds += seconds
         ended = step % self._interval == 0 or step == self._total
         if ended:
-            self.metrics = rounded(self._averages.read())
+            spent = {name: value for name, value in self._spent.state_dict().items() if value}  # few methods sample
+            self.metrics = rounded({**self._averages.read(), **spent})
             for tracker in self._trackers:
                 tracker.log(step, self.metrics)
             self._flat_intervals = self._flat_intervals + 1 if self.metrics.get("flat_groups") == 1 else 0

@@ -12,11 +12,12 @@ from rich.console import Console
 from torch import nn
 
 from diffalign.errors import UserError
+from diffalign.strategies.base import Context
 from diffalign.training.launch import missing_processes
 from diffalign.training.memory import MemoryEstimate, estimate, out_of_memory, refuse_if_too_large, saved_bytes
 from diffalign.training.processes import Processes
 from diffalign.training.progress import ProgressDisplay
-from diffalign.training.report import FLAT_INTERVALS, Reporter
+from diffalign.training.report import FLAT_INTERVALS, Reporter, Spent
 from diffalign.training.runfolder import RunFolder, choose_folder, environment, model_card
 from diffalign.training.step import StepResult
 from diffalign.training.stopwatch import Stopwatch
@@ -128,7 +129,8 @@ def test_grids_and_stacks(tmp_path: Path) -> None:
 def test_rewards_without_any_difference_are_noted_once() -> None:
     console = Console(width=300, file=io.StringIO())
     display = ProgressDisplay(20, 0, torch.device("cpu"), console)
-    reporter = Reporter(Processes(), [], display, Stopwatch(), logging_steps=1, first=0, total=20)
+    spent = Spent(Context(policy=None), Processes())
+    reporter = Reporter(Processes(), [], display, Stopwatch(), spent, logging_steps=1, first=0, total=20)
     shares = [1.0] * (FLAT_INTERVALS - 1) + [0.5] + [1.0] * (FLAT_INTERVALS + 2)
     for step, share in enumerate(shares, 1):
         account = Account(1.0, {"flat_groups": torch.tensor(share)}, examples=1)

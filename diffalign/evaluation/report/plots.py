@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FIRST_CURVES = ("loss", "reward", "reward_mean", "implicit_accuracy", "winner_margin", "loser_margin", "grad_norm")
 """Metrics shown before others."""
 MOST_CURVES = 9
-_NO_CURVE = {"step", "examples_per_second", "learning_rate", "skipped_steps"}
+_NO_CURVE = {"step", "examples_per_second", "seconds", "images", "learning_rate", "skipped_steps"}
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
