@@ -10,8 +10,9 @@ from pathlib import Path
 from jsonargparse import auto_cli
 
 from diffalign.cli.main import run_command
-from diffalign.evaluation.board_report import write_report
-from diffalign.evaluation.leaderboard import BASE, BEST_OF_4, Board, BoardSettings, Cell, board_methods
+from diffalign.evaluation.leaderboard.board import Board
+from diffalign.evaluation.leaderboard.entries import BoardSettings, Cell, entries
+from diffalign.evaluation.leaderboard.report import write_report
 from diffalign.world.evaluation import world_evaluator
 
 
@@ -25,25 +26,27 @@ def leaderboard(
     report: Path = Path("docs/leaderboard.md"),
     report_only: bool = False,
 ) -> int:
-    """Run the cells that are missing and write the report.
+    """Run the cells that are missing and write the report; rows whose model is not bundled are left out.
 
     Args:
-        only: cells METHOD:SEED; all by default.
+        only: cells ROW:SEED, where a row is a method, a baseline or a variant; all by default.
         seeds: training seeds of each method.
         test_prompt_seed: other seeds draw other test captions.
         captions: number of test captions.
         folder: one JSON file a cell.
         runs: training runs, one folder a cell.
-        report: markdown file; the plot goes beside it.
+        report: markdown file; plots go beside it.
         report_only: write the report of the cells that are there, and run nothing.
     """
-    methods = board_methods()
-    every = [Cell(BASE, 0), Cell(BEST_OF_4, 0), *(Cell(name, seed) for name in methods for seed in range(seeds))]
-    cells = [Cell.parse(text) for text in only] if only else every
+    rows = entries()
+    every = [Cell(name, seed) for name, entry in rows.items() for seed in range(seeds if entry.method else 1)]
+    here = [cell for cell in every if cell.entry.available]
+    chosen = [Cell.parse(text) for text in only] if only else here
     board = Board(folder, runs, BoardSettings(test_prompt_seed=test_prompt_seed, captions=captions))
     if not report_only:
-        board.fill([Cell(BASE, 0), *cells], lambda: world_evaluator("test", captions, test_prompt_seed))
-    write_report(board.rows(dict.fromkeys([*every, *cells])), board.settings, report)
+        board.fill(chosen, lambda: world_evaluator("test", captions, test_prompt_seed))
+    absent = [name for name, entry in rows.items() if not entry.available]
+    write_report(board.rows(dict.fromkeys([*here, *chosen])), board.settings, report, absent)
     return 0
 
 

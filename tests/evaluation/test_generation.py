@@ -14,7 +14,7 @@ from diffalign.errors import UserError
 from diffalign.evaluation.generation import blocks
 from diffalign.evaluation.geneval.folder import read_folder
 from diffalign.evaluation.layouts import plan
-from diffalign.evaluation.leaderboard import BoardSettings
+from diffalign.evaluation.leaderboard.entries import STARTS, TINY_SD, BoardSettings
 from diffalign.evaluation.presets import PRESETS, SAMPLE_STRIDE, SamplingPreset
 from diffalign.evaluation.prompt_sets import EvalPrompt, load_prompts
 from diffalign.rewards.scoring import read_items
@@ -141,8 +141,8 @@ def test_seeds_of_presets() -> None:
 
 
 def test_the_bundled_preset_is_that_of_the_leaderboard() -> None:
-    board, tiny = BoardSettings(), PRESETS["tiny-v1"]
-    assert (tiny.steps, tiny.guidance) == (board.num_steps, board.guidance_scale)
+    tiny = PRESETS["tiny-v1"]
+    assert (tiny.steps, tiny.guidance) == (BoardSettings().num_steps, STARTS[TINY_SD].guidance_scale)
 
 
 def test_the_layouts_of_benchmarks() -> None:

@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from diffalign.errors import UserError
-from diffalign.evaluation import leaderboard
-from diffalign.evaluation.board_report import markdown, write_report
-from diffalign.evaluation.leaderboard import Board, BoardSettings, Cell
+from diffalign.evaluation.leaderboard.board import Board
+from diffalign.evaluation.leaderboard.entries import BoardSettings, Cell
+from diffalign.evaluation.leaderboard.keys import assets_hash, cell_key
+from diffalign.evaluation.leaderboard.report import markdown, write_report
+from diffalign.world.evaluation import PROXY
 
 SETTINGS = BoardSettings(captions=4)
 BASE_PROXY = [1.0, 2.0, 3.0, 4.0]
+VERIFIER = [1.0, 0.0, 1.0, 0.0]
+GRADED = [1.0, 0.5, 1.0, 0.5]
 
 
 def board(folder: Path) -> Board:
     return Board(folder / "cells", folder / "runs", SETTINGS)
 
 
-def put(where: Board, cell: Cell, proxy: list[float], **changes: Any) -> None:
+def put(where: Board, cell: Cell, proxy: list[float], draws: int = 1, **changes: Any) -> None:
     """Write a cell as a run would have."""
+    scores = {PROXY: proxy, "verifier": VERIFIER * draws, "graded": GRADED * draws}
     content = {
-        "cell": asdict(cell),
-        "key": leaderboard.cell_key(cell, where.settings),
-        "assets": leaderboard.assets_hash(),
-        "settings": asdict(where.settings),
+        "cell": {"row": cell.row, "seed": cell.seed},
+        "key": cell_key(cell, where.settings),
+        "assets": assets_hash(cell.entry),
+        "settings": where.settings.of(cell.entry),
+        "draws": draws,
+        "rewards": cell.entry.rewards,
+        "outcome": "finished",
         "train_seconds": 10.0,
+        "train_images": 64 if cell.entry.samples else 0,
         "kinds": ["colors", "colors", "counting", "counting"],
-        "scores": {"proxy": proxy, "verifier": [1.0, 0.0, 1.0, 0.0], "graded": [1.0, 0.5, 1.0, 0.5]},
+        "scores": {name: changes.pop(name, values) for name, values in scores.items()},
+        "curve": [],
     }
     where.folder.mkdir(parents=True, exist_ok=True)
     where.path(cell).write_text(json.dumps({**content, **changes}))
@@ -39,57 +48,110 @@ def put(where: Board, cell: Cell, proxy: list[float], **changes: Any) -> None:
 
 def test_methods_are_compared_with_the_base(tmp_path: Path) -> None:
     shown = board(tmp_path)
-    put(shown, Cell("base", 0), BASE_PROXY)
+    put(shown, Cell("base"), BASE_PROXY)
     put(shown, Cell("sft", 0), [2.0, 3.0, 4.0, 5.0])
     put(shown, Cell("sft", 1), [2.0, 3.0, 2.0, 3.0])
-    rows = {row.method: row for row in shown.rows([Cell("base", 0), Cell("sft", 0), Cell("sft", 1), Cell("inpo", 0)])}
+    rows = {row.name: row for row in shown.rows([Cell("base"), Cell("sft", 0), Cell("sft", 1), Cell("inpo", 0)])}
     assert set(rows) == {"base", "sft"}
     assert rows["sft"].seeds == 2
+    assert rows["sft"].win_rate is not None
     assert rows["sft"].win_rate.value == pytest.approx(0.75)
     assert rows["sft"].by_kind == {"colors": 0.5, "counting": 0.5}
+    assert rows["sft"].own is None
     assert rows["base"].verdict == "the start"
     assert not rows["sft"].older
 
 
+def test_draws_are_paired_and_averaged_within_captions(tmp_path: Path) -> None:
+    """Two draws of a caption that disagree are one caption without a change, not two captions."""
+    shown = board(tmp_path)
+    put(shown, Cell("base"), [*BASE_PROXY, 5.0, 6.0, 7.0, 8.0], draws=2)
+    changes = [1.0, -1.0, 1.0, -1.0, -1.0, 1.0, -1.0, 1.0]
+    proxy = [value + change for value, change in zip([*BASE_PROXY, 5.0, 6.0, 7.0, 8.0], changes, strict=True)]
+    put(shown, Cell("ddpo"), proxy, draws=2, graded=[value + 0.1 for value in GRADED * 2])
+    put(shown, Cell("sft"), [2.0, 3.0, 4.0, 5.0])  # one draw: compared with the first of the base
+    rows = {row.name: row for row in shown.rows([Cell("ddpo"), Cell("sft")])}
+    rate, change = rows["ddpo"].win_rate, rows["ddpo"].changes[PROXY]
+    assert rate is not None
+    assert (rate.value, rate.low, rate.high) == (0.5, 0.5, 0.5)
+    assert (change.value, change.low, change.high) == (0.0, 0.0, 0.0)
+    assert rows["sft"].changes[PROXY].value == 1.0
+
+
+def test_methods_with_a_reward_are_judged_by_it(tmp_path: Path) -> None:
+    shown = board(tmp_path)
+    put(shown, Cell("base"), BASE_PROXY * 2, draws=2)
+    put(shown, Cell("ddpo"), [0.0] * 8, draws=2, graded=[value + 0.1 for value in GRADED * 2])
+    put(shown, Cell("parrot"), [value + 1 for value in BASE_PROXY * 2], draws=2)
+    put(shown, Cell("refl"), [value + 1 for value in BASE_PROXY * 2], draws=2, verifier=[0.0] * 8)
+    rows = {row.name: row for row in shown.rows([Cell("ddpo"), Cell("parrot"), Cell("refl")])}
+    assert rows["ddpo"].own is not None
+    before, after, change = rows["ddpo"].own
+    assert (before, after, change.low) == pytest.approx((0.75, 0.85, 0.1))
+    assert rows["ddpo"].verdict == "rises"  # its reward does, though the proxy falls
+    assert rows["parrot"].own is not None
+    assert rows["parrot"].own[0] == pytest.approx(0.75 + 2.5)  # the sum of both
+    assert rows["refl"].verdict == "rises; collapsed"
+    table = markdown(list(rows.values()), SETTINGS)
+    assert "| parrot | tiny-sd | 1 | graded + tiny-pickscore |" in table
+    assert "+0.100 [+0.100, +0.100]" in table
+
+
+def test_runs_that_ended_early_are_shown_as_such(tmp_path: Path) -> None:
+    shown = board(tmp_path)
+    put(shown, Cell("base"), BASE_PROXY * 2, draws=2)
+    stopped = "stopped: the loss of step 7 is not finite"
+    put(shown, Cell("ddpo_10x", 0), [], outcome=stopped, scores={})
+    put(shown, Cell("prdp_10x", 0), BASE_PROXY * 2, draws=2)
+    put(shown, Cell("prdp_10x", 1), [], outcome=stopped, scores={})
+    rows = {row.name: row for row in shown.rows([Cell("ddpo_10x"), Cell("prdp_10x"), Cell("prdp_10x", 1)])}
+    assert (rows["ddpo_10x"].seeds, rows["ddpo_10x"].verdict) == (0, stopped)
+    assert (rows["prdp_10x"].seeds, rows["prdp_10x"].verdict) == (1, f"undecided; {stopped}")
+    assert stopped in markdown(list(rows.values()), SETTINGS)
+
+
 def test_cells_of_older_code_are_shown_and_run_again(tmp_path: Path) -> None:
     shown = board(tmp_path)
-    put(shown, Cell("base", 0), BASE_PROXY)
-    put(shown, Cell("sft", 0), BASE_PROXY, key="of older code")
-    assert not shown.is_current(Cell("sft", 0))
-    row = shown.rows([Cell("sft", 0)])[0]
+    put(shown, Cell("base"), BASE_PROXY)
+    put(shown, Cell("sft"), BASE_PROXY, key="of older code")
+    assert not shown.is_current(Cell("sft"))
+    row = shown.rows([Cell("sft")])[0]
     assert row.older
     assert "sft *" in markdown([row], SETTINGS)
 
 
-@pytest.mark.parametrize("change", [{"assets": "others"}, {"settings": {**asdict(SETTINGS), "captions": 5}}])
+@pytest.mark.parametrize("change", [{"assets": "others"}, {"settings": {"captions": 5}}])
 def test_what_cannot_be_compared_is_left_out(tmp_path: Path, change: dict[str, Any]) -> None:
     shown = board(tmp_path)
-    put(shown, Cell("base", 0), BASE_PROXY)
-    put(shown, Cell("sft", 0), BASE_PROXY, **change)
-    assert shown.rows([Cell("sft", 0)]) == []
+    put(shown, Cell("base"), BASE_PROXY)
+    put(shown, Cell("sft"), BASE_PROXY, **change)
+    assert shown.rows([Cell("sft")]) == []
 
 
 def test_a_board_without_a_base_says_what_to_run(tmp_path: Path) -> None:
+    shown = board(tmp_path)
     with pytest.raises(UserError, match="base:0"):
-        board(tmp_path).rows([Cell("sft", 0)])
+        shown.rows([Cell("sft")])
+    put(shown, Cell("sft"), BASE_PROXY)
+    with pytest.raises(UserError, match="base:0"):
+        shown.rows([Cell("sft")])
 
 
-@pytest.mark.parametrize(("text", "complaint"), [("spt:0", "sft"), ("sft:zero", "METHOD:SEED")])
-def test_mistyped_cells(text: str, complaint: str) -> None:
-    with pytest.raises(UserError, match=complaint):
-        Cell.parse(text)
-
-
-def test_the_page_keeps_what_was_written_around_the_table(tmp_path: Path) -> None:
+def test_the_page_keeps_what_was_written_around_the_tables(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     shown = board(tmp_path)
-    put(shown, Cell("base", 0), BASE_PROXY)
+    put(shown, Cell("base"), BASE_PROXY * 2, draws=2)
     page = tmp_path / "board.md"
-    write_report(shown.rows([Cell("base", 0)]), SETTINGS, page)
+    write_report(shown.rows([Cell("base")]), SETTINGS, page, absent=["flow_grpo"])
+    assert "not bundled: flow_grpo" in page.read_text()
     page.write_text(page.read_text() + "\n## Notes\n\nkept\n")
-    put(shown, Cell("sft", 0), [2.0, 3.0, 4.0, 5.0])
-    write_report(shown.rows([Cell("base", 0), Cell("sft", 0)]), SETTINGS, page)
+    curve = [[1, 2.0, 32, 0.5], [2, 4.0, 64, 0.6]]
+    put(shown, Cell("ddpo"), BASE_PROXY * 2, draws=2, curve=curve)
+    put(shown, Cell("sft"), [2.0, 3.0, 4.0, 5.0])
+    write_report(shown.rows([Cell("base"), Cell("ddpo"), Cell("sft")]), SETTINGS, page)
     text = page.read_text()
     assert "kept" in text
     assert "| sft | 1 |" in text
+    assert "not bundled" not in text
     assert page.with_suffix(".png").stat().st_size > 1000
+    assert (tmp_path / "board_curves.png").stat().st_size > 1000
