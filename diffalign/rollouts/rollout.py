@@ -43,7 +43,9 @@ class RolloutConfig:
         noise_schedule: that noise grows with the noise in the image, or is constant. "growing": Flow-GRPO ("constant":
             DanceGRPO).
         same_start: the images of a caption share their initial noise. False: DDPO, Flow-GRPO.
-        trained_share: share of the steps that are trained, drawn for each image. 1: official code of DDPO.
+        trained_share: share of the steps that are trained. 1: official code of DDPO.
+        trained_steps: which those are: drawn for each image, or the first ones, where what an image shows is decided.
+            "drawn": official code of DDPO ("first": MixGRPO, arXiv 2507.21802).
         train_last_step: train the step that ends at the image, too. True: official code of DDPO.
         updates_per_rollout: optimizer steps that share the images of a rollout. 2: official configs of DDPO.
         inner_epochs: passes over a rollout. 1: official code of DDPO.
@@ -61,6 +63,7 @@ class RolloutConfig:
     noise_schedule: NoiseSchedule = "growing"
     same_start: bool = False
     trained_share: float = 1.0
+    trained_steps: Literal["drawn", "first"] = "drawn"
     train_last_step: bool = True
     updates_per_rollout: int = 2
     inner_epochs: int = 1

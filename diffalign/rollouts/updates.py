@@ -34,14 +34,14 @@ def trained_steps(seeds: Tensor, config: RolloutConfig, steps: int, epoch: int =
 
     Args:
         seeds: (rows,) of the images.
-        config: share of the steps, and whether the last one counts.
+        config: which share of the steps, and whether the last one counts.
         steps: moves of the sampler.
         epoch: inner epoch; another one draws other steps where not all are trained.
     """
     eligible = steps if config.train_last_step or steps == 1 else steps - 1
     count = max(1, int(eligible * config.trained_share))
-    if count == eligible:
-        return torch.arange(eligible).expand(len(seeds), -1)
+    if count == eligible or config.trained_steps == "first":
+        return torch.arange(count).expand(len(seeds), -1)
     drawn = [torch.randperm(eligible, generator=g)[:count] for g in row_generators(seeds, f"trained steps {epoch}")]
     return torch.stack(drawn).sort(dim=1).values if drawn else torch.zeros(0, count, dtype=torch.long)
 

@@ -98,6 +98,7 @@ class ReNO(Strategy):
     spec = Spec(
         data="prompts",
         needs_reference=False,
+        bundled_model="tiny-sd-turbo",
         needs_reward="differentiable",
         trains="own",
         waived_guards={"spike": "every batch of captions is a search of its own"},

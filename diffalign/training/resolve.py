@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from diffalign.errors import UserError
+from diffalign.strategies.base import Spec
 from diffalign.strategies.registry import get_method
 from diffalign.training.config import GROUPS, ModelOptions, TrainConfig, option_defaults
 from diffalign.training.option_types import check_types
@@ -18,9 +19,10 @@ PRESETS = Path(__file__).resolve().parent.parent / "presets"
 COMMON = "_common"
 
 
-def default_model(modality: str) -> str:
+def default_model(spec: Spec) -> str:
     """The bundled model that a run starts from when none is named."""
-    return "tiny-writer" if modality == "text" else ModelOptions().pretrained_model_name_or_path
+    usual = "tiny-writer" if spec.modality == "text" else ModelOptions().pretrained_model_name_or_path
+    return spec.bundled_model or usual
 
 
 def preset_options(model: str, method: str) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def resolve_defaults(method: str, model: str | None = None) -> dict[str, Any]:
     """Return every option of a run with its default after the preset of its model."""
     record = get_method(method)
-    model = model or default_model(record.strategy.spec.modality)
+    model = model or default_model(record.strategy.spec)
     defaults = option_defaults(record.strategy.Config)
     preset = preset_options(model, method)
     strange = sorted(set(preset) - set(defaults))
