@@ -61,6 +61,8 @@ def test_trained_steps_leave_the_last_one_out_and_draw_for_each_image() -> None:
     assert drawn.shape == (50, 2)
     assert len({tuple(row) for row in drawn.tolist()}) > 3
     assert drawn.equal(trained_steps(seeds, RolloutConfig(trained_share=0.5), 4))
+    first = RolloutConfig(trained_share=0.75, trained_steps="first", train_last_step=False)
+    assert trained_steps(seeds, first, 4).tolist() == [[0, 1]] * 50
 
 
 def test_updates_share_images_evenly() -> None:
