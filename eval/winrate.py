@@ -17,7 +17,7 @@ def winrate(
     rewards: str,
     output: Path | None = None,
     prompts: Path | None = None,
-    interval: Interval = "bootstrap",
+    interval: Interval = "auto",
     tie_margin: float = 0.0,
     allow_differences: bool = False,
     device: str = "cpu",
@@ -31,7 +31,8 @@ def winrate(
         rewards: for example pickscore,hpsv2.1; the reward that was trained on does not prove a gain.
         output: folder for one JSONL file a reward and winrate.json.
         prompts: captions of two plain folders, one a line.
-        interval: bootstrap over captions; wilson or exact (binomial) for one image a caption.
+        interval: bootstrap over captions; wilson or exact (binomial) for one image a caption; auto is exact where
+            captions have one image each, else bootstrap.
         tie_margin: largest difference of scores that is a tie.
         allow_differences: compare although seeds or sampling settings differ.
         device: where networks run.

@@ -17,7 +17,9 @@ from diffalign.evaluation.winrate import Estimate, bootstrap_mean, exact_win_rat
 from diffalign.records import read_jsonl
 from diffalign.rewards.scoring import Item, read_items
 
-Interval = Literal["bootstrap", "wilson", "exact"]
+Interval = Literal["auto", "bootstrap", "wilson", "exact"]
+"""How the interval of a win rate is found. "auto" is "exact" with one image a caption, else "bootstrap", which is too
+narrow where nearly all captions tie: the few decided ones are resampled, and a side without a win never gets one."""
 COMPARABLE = ("sampling", "prompts")
 """Parts of two manifests that must agree; the models may differ, nothing else."""
 PREFERENCE_SCALE = {"pickscore": 1.0, "tiny-pickscore": 1.0, "image_reward": 1.0, "hpsv2": 100.0, "hpsv2.1": 100.0}
@@ -133,16 +135,28 @@ class Comparison:
         """1 where the candidate wins, 0 where it loses, one half for a tie, (n,) float64."""
         return wins(self.candidate, self.baseline, self.tie_margin)
 
-    def rate(self, interval: Interval = "bootstrap") -> Estimate:
+    @property
+    def captions(self) -> list[str]:
+        """The captions, each once, in order of appearance."""
+        return list(dict.fromkeys(caption for caption, _ in self.keys))
+
+    def resolved(self, interval: Interval) -> Interval:
+        """Return which interval "auto" stands for here; any other stands for itself."""
+        if interval != "auto":
+            return interval
+        return "exact" if len(self.captions) == len(self.keys) else "bootstrap"
+
+    def rate(self, interval: Interval = "auto") -> Estimate:
         """Return the win rate, every caption of equal weight.
 
         Args:
-            interval: "bootstrap" over captions; "wilson" or "exact" (binomial; ties apart) for one image a caption.
+            interval: "bootstrap" over captions; "wilson" or "exact" (binomial; ties apart) for one image a caption;
+                "auto" chooses.
 
         Raises:
             UserError: for "wilson" and "exact" with several images a caption, which are not independent.
         """
-        captions = list(dict.fromkeys(caption for caption, _ in self.keys))
+        captions, interval = self.captions, self.resolved(interval)
         if interval == "bootstrap":
             rows = {caption: [i for i, key in enumerate(self.keys) if key[0] == caption] for caption in captions}
             means = torch.stack([self.outcomes[index].mean() for index in rows.values()])
@@ -153,7 +167,7 @@ class Comparison:
             return exact_win_rate(self.outcomes)
         return win_rate(self.candidate, self.baseline, self.tie_margin)
 
-    def summary(self, reward: str, interval: Interval) -> dict[str, Any]:
+    def summary(self, reward: str, interval: Interval = "auto") -> dict[str, Any]:
         """Return what summary files hold.
 
         Args:
@@ -165,12 +179,12 @@ class Comparison:
         scale = PREFERENCE_SCALE.get(reward)
         return {
             "reward": reward,
-            "n": len({caption for caption, _ in self.keys}),
+            "n": len(self.captions),
             "comparisons": len(self.keys),
             "win_rate": rate.value,
             "ci_low": rate.low,
             "ci_high": rate.high,
-            "interval": interval,
+            "interval": self.resolved(interval),
             "wins": int((outcomes == 1).sum()),
             "ties": int((outcomes == 0.5).sum()),
             "losses": int((outcomes == 0).sum()),

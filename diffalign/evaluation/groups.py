@@ -22,7 +22,7 @@ class Group:
         name: of the group.
         images: how many.
         mean: of their scores.
-        win_rate: over a baseline, with a bootstrap interval; None without one.
+        win_rate: over a baseline, with its 95 % interval; None without one.
     """
 
     name: str

@@ -91,8 +91,7 @@ def run_suite(
         write_scores(folder / SCORES, list(sets[name].entries.values()), rewards, scores[name], generation_of(folder))
         keys, _ = pair(sets[name], sets[first])
         compared = {
-            label: Comparison(keys, scores[name][label], scores[first][label]).summary(label, "bootstrap")
-            for label in rewards
+            label: Comparison(keys, scores[name][label], scores[first][label]).summary(label) for label in rewards
         }
         results.append(
             ModelResult(
@@ -120,7 +119,7 @@ def geneval_score(folder: Path, eyes: Eyes) -> float:
 
 
 def as_table(results: Sequence[ModelResult]) -> str:
-    """Return the figures as a table in markdown; intervals are bootstraps over captions."""
+    """Return the figures as a table in markdown, win rates with their 95 % intervals."""
     labels = list(results[0].means)
     head = ["model", *labels, *(["geneval-like"] if results[0].geneval is not None else [])]
     head += [f"win rate by {label}" for label in labels]

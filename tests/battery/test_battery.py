@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from diffalign.policies.base import Policy
 from diffalign.strategies.base import Terms, Update
 from diffalign.strategies.metrics import GLOSSARY
-from diffalign.strategies.registry import list_methods
+from diffalign.strategies.registry import get_method, list_methods
 from diffalign.training.processes import Processes
 from diffalign.training.update import GradientPass
 from tests.battery.methods import (
@@ -66,6 +66,15 @@ def loss_of(strategy, terms, batch):
 
 def test_every_registered_method_is_described():
     assert [method.name for method in list_methods("image")] == sorted([*NAMES, *ON_POLICY, *OWN_NOISE])
+
+
+@every_method
+def test_images_that_a_method_samples_are_counted(name):
+    policy, strategy = CountingPolicy(), make(name)
+    ctx = context(policy, strategy)
+    strategy.collect(ctx, [])
+    strategy.draw(ctx, batch_for(name, policy))
+    assert ctx.images == (4 if get_method(name).family in ("self-play", "reward gradient") else 0)
 
 
 @every_process

@@ -28,6 +28,13 @@ def first_update(name: str, policy: CountingPolicy, **options: object) -> tuple:
     return strategy, ctx, collected(strategy, ctx, captions(policy))[0]
 
 
+@every_method
+def test_images_of_a_rollout_are_counted(name: str) -> None:
+    policy = CountingPolicy()
+    strategy, ctx, _ = first_update(name, policy)
+    assert ctx.images == 3 * strategy.config.images_per_prompt
+
+
 @every_process
 @every_method
 def test_what_is_replayed_is_what_was_sampled(name: str, process: str) -> None:

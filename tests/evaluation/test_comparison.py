@@ -101,8 +101,21 @@ def test_captions_with_several_images_have_equal_weight() -> None:
     keys = [("x", 0), ("x", 1), ("x", 2), ("y", 0)]
     comparison = Comparison(keys, torch.tensor([1.0, 1, 1, 0]), torch.tensor([0.0, 0, 0, 1]))
     assert comparison.rate().value == 0.5
+    assert comparison.summary("any", "auto")["interval"] == "bootstrap"
     with pytest.raises(UserError, match="needs one image a caption"):
         comparison.rate("exact")
+
+
+def test_a_few_wins_among_ties_prove_nothing() -> None:
+    """Four wins and 396 ties: resampling never meets a loss, which the next captions may well bring."""
+    a, b = torch.zeros(400), torch.zeros(400)
+    a[:4] = 1.0
+    comparison = Comparison([(str(i), 0) for i in range(400)], a, b)
+    assert comparison.rate("bootstrap").low > 0.5
+    assert comparison.rate().low < 0.5
+    assert comparison.rate() == comparison.rate("exact")
+    summary = comparison.summary("any")
+    assert (summary["interval"], summary["ties"]) == ("exact", 396)
 
 
 def test_intervals_shrink_and_a_shift_of_all_scores_changes_nothing() -> None:

@@ -12,6 +12,7 @@ from diffalign.errors import UserError
 from diffalign.evaluation.leaderboard.board import Board
 from diffalign.evaluation.leaderboard.entries import BoardSettings, Cell
 from diffalign.evaluation.leaderboard.keys import assets_hash, cell_key
+from diffalign.evaluation.leaderboard.plots import mean_curve
 from diffalign.evaluation.leaderboard.report import markdown, write_report
 from diffalign.world.evaluation import PROXY
 
@@ -93,21 +94,31 @@ def test_methods_with_a_reward_are_judged_by_it(tmp_path: Path) -> None:
     assert rows["parrot"].own[0] == pytest.approx(0.75 + 2.5)  # the sum of both
     assert rows["refl"].verdict == "rises; collapsed"
     table = markdown(list(rows.values()), SETTINGS)
-    assert "| parrot | tiny-sd | 1 | graded + tiny-pickscore |" in table
+    assert "| parrot | tiny-sd | 1 | graded + tiny-pickscore: 3.250 → 4.250 | +1.000 [+1.000, +1.000] |" in table
     assert "+0.100 [+0.100, +0.100]" in table
 
 
 def test_runs_that_ended_early_are_shown_as_such(tmp_path: Path) -> None:
     shown = board(tmp_path)
     put(shown, Cell("base"), BASE_PROXY * 2, draws=2)
-    stopped = "stopped: the loss of step 7 is not finite"
+    stopped = "stopped: the loss of step 7 is not finite; lower the learning rate"
     put(shown, Cell("ddpo_10x", 0), [], outcome=stopped, scores={})
     put(shown, Cell("prdp_10x", 0), BASE_PROXY * 2, draws=2)
     put(shown, Cell("prdp_10x", 1), [], outcome=stopped, scores={})
     rows = {row.name: row for row in shown.rows([Cell("ddpo_10x"), Cell("prdp_10x"), Cell("prdp_10x", 1)])}
-    assert (rows["ddpo_10x"].seeds, rows["ddpo_10x"].verdict) == (0, stopped)
-    assert (rows["prdp_10x"].seeds, rows["prdp_10x"].verdict) == (1, f"undecided; {stopped}")
-    assert stopped in markdown(list(rows.values()), SETTINGS)
+    why = "stopped: the loss of step 7 is not finite"
+    assert (rows["ddpo_10x"].seeds, rows["ddpo_10x"].verdict) == (0, f"1 of 1 {why}")
+    assert (rows["prdp_10x"].seeds, rows["prdp_10x"].verdict) == (1, f"undecided; 1 of 2 {why}")
+    assert f"undecided; 1 of 2 {why} |" in markdown(list(rows.values()), SETTINGS)
+
+
+def test_curves_are_averaged_over_seeds_at_each_step() -> None:
+    one = [[step, 2.0 * step, 8.0 * step, float(step)] for step in range(1, 8)]
+    other = [[step, 4.0 * step, 8.0 * step, step + 2.0] for step in range(1, 8)]
+    seconds, rewards = mean_curve([one, other[:6]], 1)
+    assert seconds == [3.0, 6.0, 9.0, 12.0, 15.0, 18.0, 14.0]
+    assert rewards[:4] == [3.0, 3.5, 4.0, 5.0]
+    assert mean_curve([one, other], 2)[0] == [8.0 * step for step in range(1, 8)]
 
 
 def test_cells_of_older_code_are_shown_and_run_again(tmp_path: Path) -> None:

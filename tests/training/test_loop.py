@@ -65,7 +65,8 @@ def test_metrics_are_means_over_examples(tmp_path: Path) -> None:
     assert line["value"] == pytest.approx(values.mean().item(), rel=1e-6)
     assert line["loss"] == pytest.approx((values - 1).square().mean().item(), rel=1e-6)
     assert line["step"] == 1
-    assert {"grad_norm", "learning_rate", "examples_per_second", "skipped_steps"} <= line.keys()
+    assert {"grad_norm", "learning_rate", "examples_per_second", "skipped_steps", "seconds"} <= line.keys()
+    assert "images" not in line  # nothing was sampled
 
 
 def test_logging_interval_averages_steps(tmp_path: Path) -> None:

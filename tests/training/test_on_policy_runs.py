@@ -95,8 +95,11 @@ def test_a_run_killed_within_a_rollout_repeats_its_rewards(
     result = train(model, prompts, tmp_path / "killed", checkpointing_steps=1, resume_from_checkpoint="latest")
     assert result.steps == 6
     again = curve(tmp_path / "killed")
-    for name in ("step", "reward", "reward_std", "loss", "grad_norm"):
+    for name in ("step", "reward", "reward_std", "loss", "grad_norm", "images"):
         assert [line[name] for line in again] == [line[name] for line in lines]
+    assert [line["images"] for line in lines] == [4, 4, 8, 8, 10, 10]  # the fifth caption comes alone
+    seconds = [line["seconds"] for line in again]
+    assert seconds == sorted(seconds)
     expected, got = load_file(tmp_path / "straight" / LORA), load_file(tmp_path / "killed" / LORA)
     assert all(torch.equal(value, got[name]) for name, value in expected.items())
 
@@ -162,6 +165,7 @@ def test_two_processes_have_the_rewards_of_one(model: str, prompts: str, tmp_pat
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     for a, b in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
+        assert a["images"] == b["images"]
         assert a["reward"] == pytest.approx(b["reward"], rel=1e-4)
         assert a["reward_std"] == pytest.approx(b["reward_std"], rel=1e-3)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=2e-2)

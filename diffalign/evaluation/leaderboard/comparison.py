@@ -26,11 +26,12 @@ class Row:
         name: of the row.
         entry: what it is.
         seeds: number of training seeds with scores.
-        early: outcomes of the others: why they ended early.
+        early: outcomes of the others, without advice: why they ended early.
         win_rate: by the proxy reward, against the base.
         means: mean score by reward.
         changes: mean paired difference to the base by reward.
-        own: the row's own reward before and after, and its paired difference; None where it has none.
+        reward: what the runs aimed at, as text; empty where they had no reward.
+        own: that reward before and after, and its paired difference.
         by_kind: verifier score for each kind of caption.
         train_seconds, train_images: means.
         curves: of each seed's run: (step, seconds, images, reward).
@@ -44,6 +45,7 @@ class Row:
     win_rate: Estimate | None = None
     means: Mapping[str, float] = field(default_factory=dict)
     changes: Mapping[str, Estimate] = field(default_factory=dict)
+    reward: str = ""
     own: tuple[float, float, Estimate] | None = None
     by_kind: Mapping[str, float] = field(default_factory=dict)
     train_seconds: float = 0.0
@@ -56,8 +58,10 @@ class Row:
         """What the intervals allow to say, of the row's own reward or else of the win rate."""
         if self.name == self.entry.base:
             return "the start"
+        runs = self.seeds + len(self.early)
+        early = [f"{self.early.count(why)} of {runs} {why}" for why in dict.fromkeys(self.early)]
         if self.win_rate is None:
-            return self.early[0]
+            return "; ".join(early)
         if self.own is not None:
             change = self.own[2]
             low, high = change.low, change.high
@@ -69,7 +73,7 @@ class Row:
             said.append("collapsed")
         elif verifier.high < 0:
             said.append("verifier lowered")
-        return "; ".join([*said, *self.early])
+        return "; ".join([*said, *early])
 
 
 def compare(
@@ -88,10 +92,11 @@ def compare(
         "name": name,
         "entry": entry,
         "seeds": len(scored),
-        "early": [run["outcome"] for run in runs if run["outcome"] != FINISHED],
+        "early": [run["outcome"].partition(";")[0] for run in runs if run["outcome"] != FINISHED],
         "train_seconds": _mean([run["train_seconds"] for run in runs]),
         "train_images": _mean([run["train_images"] for run in runs]),
         "curves": [run["curve"] for run in runs if run["curve"]],
+        "reward": " + ".join(name if w == 1 else f"{w:g} {name}" for name, w in runs[0]["rewards"].items()),
         "older": older,
     }
     if not scored:

@@ -113,11 +113,14 @@ class Entry:
 
     @cached_property
     def rewards(self) -> dict[str, float]:
-        """Return what the row itself aims at, with weights: its run's rewards, else the proxy; empty for the rest."""
-        if not self.samples:
+        """What the row itself aims at, with weights: its run's rewards; the proxy for self-play, which has none."""
+        record = self.record
+        if record is None or not self.samples:
             return {}
+        if not record.strategy.spec.needs_reward:
+            return {PROXY: 1.0}
         named = self.config(0).reward.rewards
-        return {spec.label: spec.weight for spec in parse_rewards(named)} if named else {PROXY: 1.0}
+        return {spec.label: spec.weight for spec in parse_rewards(named)} if named else {}
 
     def overrides(self, seed: int) -> dict[str, Any]:
         """Return the options of a run that differ from the preset of its model; nothing is evaluated during the run."""

@@ -6,13 +6,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from diffalign.evaluation.leaderboard.comparison import Row
-from diffalign.evaluation.leaderboard.entries import STARTS, BoardSettings
+from diffalign.evaluation.leaderboard.entries import BEST_OF_4, STARTS, TINY_SD3, BoardSettings
 from diffalign.evaluation.leaderboard.plots import plot_curves, plot_rows
 from diffalign.evaluation.winrate import Estimate
 from diffalign.records import write_text
 from diffalign.world.evaluation import PROXY
 
 _BEGIN, _END = "<!-- board:begin -->", "<!-- board:end -->"
+_BESIDE = (BEST_OF_4, BEST_OF_4 + STARTS[TINY_SD3].suffix, "sft")
+"""Rows without a reward that are shown beside those that have one."""
 _INTRODUCTION = """# Leaderboard
 
 Every method on the bundled world, from the same start, beside plain fine-tuning on the same winners (`sft`) and
@@ -48,7 +50,7 @@ def markdown(rows: Sequence[Row], settings: BoardSettings, absent: Sequence[str]
         f"{guidance}; 95 % intervals over captions and training seeds.",
         "",
         *_preference_table([row for row in rows if not row.entry.samples]),
-        *_reward_table([row for row in rows if row.entry.samples]),
+        *_reward_table([row for row in rows if row.entry.samples or row.name in _BESIDE]),
     ]
     if any(row.older for row in rows):
         lines += ["\\* measured with code that has changed since.", ""]
@@ -71,31 +73,34 @@ def _preference_table(rows: Sequence[Row]) -> list[str]:
             f"{row.train_seconds:.0f}",
             row.verdict,
         ]
-        for row in sorted(rows, key=lambda row: -row.win_rate.value if row.win_rate else 0.0)
+        for row in sorted(rows, key=lambda row: (row.entry.model, -row.win_rate.value if row.win_rate else 0.0))
     ]
     return _table("Methods on preference data, and baselines", [*head, "train s", ""], body)
 
 
 def _reward_table(rows: Sequence[Row]) -> list[str]:
-    head = ["method", "model", "seeds", "its own reward", "before", "after", "change", "proxy", "graded", "verifier"]
-    body = []
-    for row in sorted(rows, key=lambda row: (row.entry.model, " + ".join(row.entry.rewards), row.name)):
-        before, after, change = row.own or (None, None, None)
-        body.append(
-            [
-                _name(row),
-                row.entry.model,
-                str(row.seeds),
-                " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in row.entry.rewards.items()),
-                *("" if value is None else f"{value:.3f}" for value in (before, after)),
-                _shown(change, "+"),
-                *(_shown(row.changes.get(name), "+") for name in (PROXY, "graded", "verifier")),
-                f"{row.train_seconds:.0f}",
-                f"{row.train_images:.0f}",
-                row.verdict,
-            ]
-        )
+    scores = (PROXY, "graded", "verifier")
+    body = [
+        [
+            _name(row),
+            row.entry.model,
+            str(row.seeds),
+            _aim(row),
+            _shown(row.own[2] if row.own else None, "+"),
+            *(_shown(row.changes.get(name), "+") for name in scores),
+            f"{row.train_seconds:.0f}",
+            f"{row.train_images:.0f}",
+            row.verdict if row.entry.samples else "",
+        ]
+        for row in sorted(rows, key=lambda row: (row.entry.model, row.reward, row.name))
+    ]
+    head = ["method", "model", "seeds", "its own reward", "change", "proxy", "graded", "verifier"]
     return _table("Methods that sample: change of each score", [*head, "train s", "images", ""], body)
+
+
+def _aim(row: Row) -> str:
+    """The row's own reward with its values before and after."""
+    return row.reward + (f": {row.own[0]:.3f} → {row.own[1]:.3f}" if row.own else "")
 
 
 def _table(title: str, head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:

@@ -52,13 +52,8 @@ class SideBySide:
         return bootstrap_mean(torch.stack([scores[index].mean() for index in rows.values()])[None])
 
     def win_rate(self, entry: Entry, rival: Entry, reward: str, tie_margin: float = 0.0) -> Estimate:
-        """Share of images that a reward prefers to the rival's, with its interval; see ``Comparison.rate``.
-
-        Exact binomial where captions have one image each: a bootstrap of few or mostly tied captions is too narrow.
-        """
-        comparison = Comparison(self.keys, self.scores(entry, reward), self.scores(rival, reward), tie_margin)
-        single = len({caption for caption, _ in self.keys}) == len(self.keys)
-        return comparison.rate("exact" if single else "bootstrap")
+        """Share of images that a reward prefers to the rival's, with its interval; see ``Comparison.rate``."""
+        return Comparison(self.keys, self.scores(entry, reward), self.scores(rival, reward), tie_margin).rate()
 
     @property
     def categories(self) -> dict[str, list[int]]:
