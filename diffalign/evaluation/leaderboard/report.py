@@ -89,7 +89,7 @@ def _reward_table(rows: Sequence[Row]) -> list[str]:
             _shown(row.own[2] if row.own else None, "+"),
             *(_shown(row.changes.get(name), "+") for name in scores),
             f"{row.train_seconds:.0f}",
-            f"{row.train_images:.0f}",
+            f"{row.train_images:.0f}" if row.train_images else "",
             row.verdict if row.entry.samples else "",
         ]
         for row in sorted(rows, key=lambda row: (row.entry.model, row.reward, row.name))
