@@ -66,8 +66,8 @@ class Spec:
         piece_dim: dimension along which the terms of several pieces are joined (0 rows, 1 columns).
         frozen_policies: names of further frozen policies the run must provide.
         waived_guards: guard name -> why it does not apply ("zero_gradient", ...).
-        bundled_model: the bundled model of the kind that the method was made for, where that is not the modality's usual
-            one: a run starts from it when none is named.
+        bundled_model: the bundled model of the kind that the method was made for, where that is not the modality's
+            usual one: a run starts from it when none is named.
     """
 
     data: DataKind
