@@ -148,6 +148,18 @@ def test_a_board_without_a_base_says_what_to_run(tmp_path: Path) -> None:
         shown.rows([Cell("sft")])
 
 
+def test_the_published_cells_make_a_page(script: Any, tmp_path: Path) -> None:
+    """A change of keys or of the files' form that would throw the published cells away is seen here."""
+    pytest.importorskip("matplotlib")
+    cells = Path(__file__).resolve().parents[2] / "docs" / "leaderboard"
+    page = tmp_path / "page.md"
+    answer = script("leaderboard", "--report_only", "true", "--folder", cells, "--report", page)
+    assert answer.status == 0, answer.err
+    lines = page.read_text().splitlines()
+    assert [line for line in lines if line.startswith("| base")]
+    assert len([line for line in lines if line.startswith("| ")]) > len(list(cells.glob("*-0-prompts0.json"))) / 2
+
+
 def test_the_page_keeps_what_was_written_around_the_tables(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     shown = board(tmp_path)
