@@ -101,12 +101,11 @@ def test_methods_with_a_reward_are_judged_by_it(tmp_path: Path) -> None:
 def test_runs_that_ended_early_are_shown_as_such(tmp_path: Path) -> None:
     shown = board(tmp_path)
     put(shown, Cell("base"), BASE_PROXY * 2, draws=2)
-    stopped = "stopped: the loss of step 7 is not finite; lower the learning rate"
-    put(shown, Cell("ddpo_10x", 0), [], outcome=stopped, scores={})
-    put(shown, Cell("prdp_10x", 0), BASE_PROXY * 2, draws=2)
-    put(shown, Cell("prdp_10x", 1), [], outcome=stopped, scores={})
-    rows = {row.name: row for row in shown.rows([Cell("ddpo_10x"), Cell("prdp_10x"), Cell("prdp_10x", 1)])}
     why = "stopped: the loss of step 7 is not finite"
+    put(shown, Cell("ddpo_10x", 0), [], outcome=why, scores={})
+    put(shown, Cell("prdp_10x", 0), BASE_PROXY * 2, draws=2)
+    put(shown, Cell("prdp_10x", 1), [], outcome=why, scores={})
+    rows = {row.name: row for row in shown.rows([Cell("ddpo_10x"), Cell("prdp_10x"), Cell("prdp_10x", 1)])}
     assert (rows["ddpo_10x"].seeds, rows["ddpo_10x"].verdict) == (0, f"1 of 1 {why}")
     assert (rows["prdp_10x"].seeds, rows["prdp_10x"].verdict) == (1, f"undecided; 1 of 2 {why}")
     assert f"undecided; 1 of 2 {why} |" in markdown(list(rows.values()), SETTINGS)

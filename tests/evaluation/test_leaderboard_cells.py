@@ -81,9 +81,9 @@ def test_the_first_draw_is_that_of_one_draw_and_the_best_is_kept() -> None:
 
 
 def test_a_stopped_run_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cells, "build_run", lambda config: Fit(RunStopped("the loss of step 3 is not finite")))
+    monkeypatch.setattr(cells, "build_run", lambda config: Fit(RunStopped("step 3 is not finite; see /a/path")))
     content = run_cell(CELL, SETTINGS, world_evaluator("test", 2), tmp_path / "run")
-    assert content["outcome"] == "stopped: the loss of step 3 is not finite"
+    assert content["outcome"] == "stopped: step 3 is not finite"
     assert (content["scores"], content["curve"]) == ({}, ())
 
 

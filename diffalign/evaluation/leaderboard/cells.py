@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -111,7 +112,8 @@ def train_cell(cell: Cell, folder: Path) -> Training:
         result: RunResult | None = run.fit()
         outcome = FINISHED
     except (RunStopped, RewardFailed) as stopped:
-        result, outcome = None, f"stopped: {stopped}"
+        what_happened = re.split("[;:] ", str(stopped), maxsplit=1)[0]  # then follow advice and paths of this machine
+        result, outcome = None, f"stopped: {what_happened}"
     if result is not None and result.interrupted:
         raise UserError(f"{result.interrupted} received: the same command goes on with {cell.row}:{cell.seed}")
     lines = read_jsonl(folder / METRICS_FILE) if (folder / METRICS_FILE).is_file() else []

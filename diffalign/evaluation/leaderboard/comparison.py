@@ -26,7 +26,7 @@ class Row:
         name: of the row.
         entry: what it is.
         seeds: number of training seeds with scores.
-        early: outcomes of the others, without advice: why they ended early.
+        early: outcomes of the others: why they ended early.
         win_rate: by the proxy reward, against the base.
         means: mean score by reward.
         changes: mean paired difference to the base by reward.
@@ -92,7 +92,7 @@ def compare(
         "name": name,
         "entry": entry,
         "seeds": len(scored),
-        "early": [run["outcome"].partition(";")[0] for run in runs if run["outcome"] != FINISHED],
+        "early": [run["outcome"] for run in runs if run["outcome"] != FINISHED],
         "train_seconds": _mean([run["train_seconds"] for run in runs]),
         "train_images": _mean([run["train_images"] for run in runs]),
         "curves": [run["curve"] for run in runs if run["curve"]],
