@@ -20,6 +20,7 @@ from train_scripts.world.text import build_tokenizer, text_config
 from train_scripts.world.workspace import Workspace
 
 FIT = FitSettings(steps=4000, learning_rate=1.5e-3, warmup=300, seed=4)
+REFINE = FitSettings(steps=3000, learning_rate=1e-3, warmup=100, seed=9)
 BATCH = 32
 CAPTION_DROPOUT = 0.1
 TEXT_WIDTH, PROJECTION = 64, 48
@@ -64,10 +65,29 @@ def embed(
 def train(workspace: Workspace) -> None:
     """Train transformer and text encoders together on the rectified flow, timesteps logit-normal."""
     torch.manual_seed(1)
-    tokenizer = build_tokenizer()
-    config = text_config(tokenizer, TEXT_WIDTH, projection=PROJECTION)
+    config = text_config(build_tokenizer(), TEXT_WIDTH, projection=PROJECTION)
     encoders = (CLIPTextModelWithProjection(config), CLIPTextModelWithProjection(config))
-    transformer = build_transformer()
+    _train(build_transformer(), encoders, FIT, workspace, "sd3-first")
+
+
+def refine(workspace: Workspace) -> None:
+    """Train on: shapes of a transformer come late."""
+    folder = workspace.folder("sd3-first")
+    encoders = (
+        CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder"),
+        CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2"),
+    )
+    _train(SD3Transformer2DModel.from_pretrained(folder / "transformer"), encoders, REFINE, workspace, "sd3")
+
+
+def _train(
+    transformer: SD3Transformer2DModel,
+    encoders: tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection],
+    settings: FitSettings,
+    workspace: Workspace,
+    name: str,
+) -> None:
+    tokenizer = build_tokenizer()
     data = latents.load(workspace)
     ids, empty = data.token_ids(tokenizer), latents.empty_caption(tokenizer)
 
@@ -89,11 +109,11 @@ def train(workspace: Workspace) -> None:
         ).sample
         return F.mse_loss(prediction, noise - clean)
 
-    folder = workspace.folder("sd3")
-    fit(NAME, [transformer, *encoders], loss, FIT.scaled(workspace), folder)
+    folder = workspace.folder(name)
+    fit(name, [transformer, *encoders], loss, settings.scaled(workspace), folder)
     transformer.save_pretrained(folder / "transformer")
-    for name, encoder in zip(("text_encoder", "text_encoder_2"), encoders, strict=True):
-        encoder.save_pretrained(folder / name)
+    for part, encoder in zip(("text_encoder", "text_encoder_2"), encoders, strict=True):
+        encoder.save_pretrained(folder / part)
 
 
 def export(workspace: Workspace) -> None:
