@@ -48,6 +48,11 @@ class Reference(ABC):
         """Where values come out."""
         return self._policy.device
 
+    @property
+    def network(self) -> nn.Module:
+        """The network that answers: the policy's own, or a copy."""
+        return self._policy.module
+
     @abstractmethod
     def _compute(self, compute: Compute) -> Tensor: ...
 

@@ -62,6 +62,8 @@ class LoaderOptions:
         shuffle: False keeps the order of the data.
         shuffle_buffer: for streams: examples among which the next one is drawn.
         prefetch: optimizer steps prepared ahead in a background thread; 0 switches the thread off.
+        lockstep: micro-batches that processes run at the same time have the same size: of one example where a global
+            batch does not divide.
     """
 
     seed: int = 0
@@ -73,6 +75,7 @@ class LoaderOptions:
     shuffle: bool = True
     shuffle_buffer: int = 1024
     prefetch: int = 0
+    lockstep: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
@@ -211,9 +214,10 @@ class ExampleLoader(Generic[E]):
         options = self.options
         mine = examples[options.rank :: options.world_size]
         visit = epoch % options.pinned_draws if options.pinned_draws else epoch
+        size = 1 if options.lockstep and len(examples) % options.world_size else options.micro_batch
         micro_batches = []
-        for start in range(0, len(mine), options.micro_batch):
-            part = tuple(mine[start : start + options.micro_batch])
+        for start in range(0, len(mine), size):
+            part = tuple(mine[start : start + size])
             seeds = torch.tensor([derive_seed(options.seed, visit, example.id) for example in part])
             keys = tuple(f"{example.id}#{visit}" for example in part) if options.pinned_draws else None
             micro = MicroBatch(part, seeds, keys)

@@ -63,6 +63,9 @@ class Spec:
         needs_reward: ``None``, a black-box reward, or one that images can be differentiated through.
         trains: "policy" (adapters or weights of the policy) or "own" (what :meth:`Strategy.parameters` returns).
         statistics: scope over which :meth:`Strategy.statistics` is taken: never, one micro-batch, or the whole update.
+        lockstep: which hooks take the same passes through the networks, in number and order, for any micro-batch of the
+            same size: all of them, all but ``draw``, or none (methods that sample). Processes that share a network in
+            shards must stay in step: while the others run they hold it whole, or the method is refused there.
         piece_dim: dimension along which the terms of several pieces are joined (0 rows, 1 columns).
         frozen_policies: names of further frozen policies the run must provide.
         waived_guards: guard name -> why it does not apply ("zero_gradient", ...).
@@ -77,6 +80,7 @@ class Spec:
     needs_reward: Literal["black_box", "differentiable"] | None = None
     trains: Literal["policy", "own"] = "policy"
     statistics: Literal["none", "micro_batch", "update"] = "none"
+    lockstep: Literal["all", "all_but_draw", "none"] = "all"
     piece_dim: Literal[0, 1] = 0
     frozen_policies: tuple[str, ...] = ()
     waived_guards: Mapping[str, str] = field(default_factory=dict)

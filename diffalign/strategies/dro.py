@@ -87,6 +87,7 @@ class DRO(Strategy):
     spec = Spec(
         data="winners",
         moving_reference=True,
+        lockstep="none",
         waived_guards=dict.fromkeys(("zero_loss", "zero_gradient"), "no expert of a batch may be left to learn from"),
     )
     Config = DROConfig

@@ -68,7 +68,7 @@ class InPOConfig(PairConfig):
 class InPO(PairStrategy):
     """Learns from pairs at the latents that the model would have made them from."""
 
-    spec = Spec(data="pairs")
+    spec = Spec(data="pairs", lockstep="all_but_draw")
     Config = InPOConfig
 
     def __init__(self, config: InPOConfig) -> None:

@@ -110,7 +110,7 @@ class SePPOConfig:
 class SePPO(Strategy):
     """Learns from winners and from its own past."""
 
-    spec = Spec(data="winners", needs_reference=False, moving_reference=True)
+    spec = Spec(data="winners", needs_reference=False, moving_reference=True, lockstep="none")
     Config = SePPOConfig
 
     def __init__(self, config: SePPOConfig) -> None:

@@ -98,7 +98,7 @@ def label_weight(probability: Tensor, gamma: float) -> Tensor:
 class SmPO(PairStrategy):
     """Learns most from pairs that differ clearly."""
 
-    spec = Spec(data="pairs")
+    spec = Spec(data="pairs", lockstep="all_but_draw")
     Config = SmPOConfig
 
     def __init__(self, config: SmPOConfig) -> None:

@@ -26,6 +26,7 @@ from diffalign.training.memory import estimate, refuse_if_too_large
 from diffalign.training.optim import scaled_learning_rate
 from diffalign.training.processes import Processes
 from diffalign.training.runfolder import choose_folder, model_card
+from diffalign.training.sharding import networks_of, refuse_unless_shardable, shard
 from diffalign.training.source import EncodedSource
 from diffalign.training.trainables import Trainables
 
@@ -70,7 +71,9 @@ def build_run(config: TrainConfig, dataset: Any = None, console: Console | None 
     method = get_method(config.method)
     strategy: Strategy = method.strategy(config.method_config)
     _check(strategy.spec, config)
-    processes = Processes()
+    processes = Processes(may_shard=True)
+    if processes.shards > 1:
+        refuse_unless_shardable(strategy.spec, config)
     console = (console or Console()) if processes.is_main else None
     plan = plan_batches(config.optim, processes.world_size)
     run = config.run
@@ -90,7 +93,7 @@ def build_run(config: TrainConfig, dataset: Any = None, console: Console | None 
     header = (f"method {method.name}: {method.summary}", plan.equation, rate_line, *data.notes)
     header += (*strategy.describe(ctx), f"{ctx.total_steps} optimizer steps")
     if run.dry_run:
-        memory = _memory_lines(domain, data, strategy, ctx, config, plan)
+        memory = _memory_lines(domain, data, strategy, ctx, config, plan, processes.shards)
         return DryRun((*header, *memory, f"would write to {folder}; nothing was trained (--dry_run)"), folder, console)
     flat = {**config.flat(), "output_dir": str(folder)}
     record = RunRecord(
@@ -100,6 +103,8 @@ def build_run(config: TrainConfig, dataset: Any = None, console: Console | None 
         header=header,
         card=lambda summary: model_card(method.name, method.paper, domain.library, flat, summary),
     )
+    if processes.shards > 1:  # the last thing before training: all parameters are there, and identified
+        shard(networks_of(ctx), processes.device, processes.shards)
     return Trainer(
         strategy,
         ctx,
@@ -215,6 +220,7 @@ def _source(data: LoadedData, config: TrainConfig, plan: BatchPlan, processes: P
         world_size=processes.world_size,
         pinned_draws=config.data.pinned_draws,
         prefetch=0 if config.data.cache_latents else _PREFETCHED_STEPS,
+        lockstep=processes.shards > 1,
     )
     return EncodedSource(ExampleLoader(data.examples, options, data.prepare), data.encode)
 
@@ -239,7 +245,13 @@ def _identity(config: TrainConfig, ctx: Context) -> RunIdentity:
 
 
 def _memory_lines(
-    domain: Domain, data: LoadedData, strategy: Strategy, ctx: Context, config: TrainConfig, plan: BatchPlan
+    domain: Domain,
+    data: LoadedData,
+    strategy: Strategy,
+    ctx: Context,
+    config: TrainConfig,
+    plan: BatchPlan,
+    shards: int,
 ) -> list[str]:
     """Estimate memory and refuse what cannot fit."""
     rows = strategy.rows_per_pass or plan.micro * data.rows_per_example
@@ -247,6 +259,6 @@ def _memory_lines(
         rows = min(rows, ctx.max_rows)
     trained = Trainables(strategy, ctx.policy).count
     saved = domain.activation_bytes(ctx.policy, config)
-    needed = estimate(ctx.policy.module, trained, config.flat(), saved, rows)
+    needed = estimate(ctx.policy.module, trained, config.flat(), saved, rows, shards)
     refuse_if_too_large(needed, ctx.device)
     return [f"{trained:,} trained parameters", *needed.lines()]

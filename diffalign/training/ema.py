@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from diffalign.training.sharding import like
 from diffalign.training.trainables import Trainables
 
 
@@ -48,6 +49,6 @@ class MovingAverage:
         return dict(self._average)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` gave, whole or in shards."""
         for name, value in self._average.items():
-            value.copy_(state[name])
+            value.copy_(like(state[name], value))

@@ -22,6 +22,7 @@ from diffalign.training.processes import Processes
 from diffalign.training.progress import ProgressDisplay
 from diffalign.training.report import Reporter, Spent
 from diffalign.training.runfolder import RunFolder
+from diffalign.training.sharding import gathered, saved_whole, whole
 from diffalign.training.signals import StopRequest
 from diffalign.training.step import Stepper, StepResult
 from diffalign.training.stopwatch import Stopwatch
@@ -156,7 +157,8 @@ class Trainer:
             self._save()
             summary: dict[str, Any] = {}
             if not stop.requested:
-                summary = self._observe(lambda o: o.after(self.ctx.step, self._folder, trackers)) or {}
+                with self._shown():
+                    summary = self._observe(lambda o: o.after(self.ctx.step, self._folder, trackers)) or {}
                 self._export(summary)
         except RunStopped as stopped:
             self._save()
@@ -207,7 +209,8 @@ class Trainer:
         try:
             result = self._stepper(update)
         except torch.OutOfMemoryError as error:
-            raise out_of_memory(self.ctx.policy.module, self.trainables.count, self._record.config) from error
+            module, shards = self.ctx.policy.module, self._processes.shards
+            raise out_of_memory(module, self.trainables.count, self._record.config, shards) from error
         if result is not None:
             self.ctx.step += 1
             if result.applied:
@@ -254,48 +257,58 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a checkpoint unless this step has one; all processes together."""
-        spent = self._spent.state_dict()
-        if self._saved_step != self.ctx.step and self._processes.is_main:
-            state = {
-                "identity": asdict(self._record.identity),
-                "config": dict(self._record.config),
-                "stepper": self._stepper.state_dict(),
-                "strategy": self.strategy.state_dict(),
-                "source": self.source.state_dict(),
-                "reference": self.ctx.reference.state_dict() if self.ctx.reference is not None else {},
-                "early_stop": self._early_stop.state_dict(),
-                "spent": spent,
-            }
-            keep = self._run.checkpoints_total_limit
-            save_checkpoint(self._folder.checkpoints, self.ctx.step, self.trainables.state_dict(), state, keep)
+        spent, main = self._spent.state_dict(), self._processes.is_main
+        if self._saved_step != self.ctx.step:
+            parts = (self.trainables, self._stepper, self._early_stop)
+            weights, stepper, early_stop = (whole(part.state_dict(), keep=main) for part in parts)
+            if main:
+                state = {
+                    "identity": asdict(self._record.identity),
+                    "config": dict(self._record.config),
+                    "stepper": stepper,
+                    "strategy": self.strategy.state_dict(),
+                    "source": self.source.state_dict(),
+                    "reference": self.ctx.reference.state_dict() if self.ctx.reference is not None else {},
+                    "early_stop": early_stop,
+                    "spent": spent,
+                }
+                keep = self._run.checkpoints_total_limit
+                save_checkpoint(self._folder.checkpoints, self.ctx.step, weights, state, keep)
         self._saved_step = self.ctx.step
         self._processes.wait()
 
     def _watch_over(self, look: Callable[[Observer], float | None]) -> None:
-        """Let the observer look, and early stopping judge what it saw."""
-        self._observe(lambda observer: self._early_stop.look(self.ctx.step, look(observer)))
+        """Let the observer look, and early stopping judge what it saw, on every process alike."""
+        with self._shown():
+            value = self._processes.exchange(self._observe(look))[0]
+            self._early_stop.look(self.ctx.step, value)
 
     def _observe(self, look: Callable[[Observer], Any]) -> Any:
         """Let the observer look, on the main process, while the others wait."""
-        seen = None
-        if self._observer is not None and self._processes.is_main:
-            module = self.ctx.policy.module
-            with self._shown(), torch.random.fork_rng():
-                training = module.training
-                module.eval()
-                seen = look(self._observer)
-                module.train(training)
-        self._processes.wait()
+        if not self._anywhere(self._observer is not None):
+            return None
+        seen, module = None, self.ctx.policy.module
+        with gathered([module]):
+            if self._observer is not None and self._processes.is_main:
+                with torch.random.fork_rng():
+                    training = module.training
+                    module.eval()
+                    seen = look(self._observer)
+                    module.train(training)
+            self._processes.wait()
         return seen
 
     def _export(self, summary: Mapping[str, Any]) -> None:
-        if self._processes.is_main:
-            with self._shown():
-                if self.strategy.spec.trains == "policy":
-                    self.ctx.policy.save(self._folder.path, self._record.metadata)
+        main = self._processes.is_main
+        with self._shown():
+            if self.strategy.spec.trains == "policy":
+                with saved_whole(self.ctx.policy.module, keep=main):
+                    if main:
+                        self.ctx.policy.save(self._folder.path, self._record.metadata)
+            if main:
                 self.strategy.export(self.ctx, self._folder.path)
-            if self._record.card is not None:
-                self._folder.write_card(self._record.card(summary))
+        if main and self._record.card is not None:
+            self._folder.write_card(self._record.card(summary))
         self._processes.wait()
 
     def _shown(self) -> Any:

@@ -69,7 +69,7 @@ _ADVICE = {
 
 
 def estimate(
-    module: nn.Module, trained: int, config: Mapping[str, Any], activations_of_a_row: int, rows: int
+    module: nn.Module, trained: int, config: Mapping[str, Any], activations_of_a_row: int, rows: int, shards: int = 1
 ) -> MemoryEstimate:
     """Estimate the memory of a run.
 
@@ -79,8 +79,11 @@ def estimate(
         config: all options under their outside names.
         activations_of_a_row: bytes that one row saves for backward (see :func:`saved_bytes`).
         rows: rows of one pass with a graph.
+        shards: processes that share one copy of weights, gradients and moments; the block that is held whole while it
+            runs is left out.
     """
-    weights = sum(p.numel() * p.element_size() for p in module.parameters())
+    weights = sum(p.numel() * p.element_size() for p in module.parameters()) // shards
+    trained = -(-trained // shards)
     full = config["train_mode"] == "full"
     moments = _MOMENT_BYTES[config["optimizer"]] + (4.0 if config["use_ema"] else 0.0)
     return MemoryEstimate(
@@ -117,9 +120,9 @@ def device_memory(device: torch.device) -> int:
     return 0
 
 
-def out_of_memory(module: nn.Module, trained: int, config: Mapping[str, Any]) -> UserError:
+def out_of_memory(module: nn.Module, trained: int, config: Mapping[str, Any], shards: int = 1) -> UserError:
     """Build the error for a step that did not fit: what takes most, and what shrinks it."""
-    known = estimate(module, trained, config, 0, 0)
+    known = estimate(module, trained, config, 0, 0, shards)
     device = next(module.parameters()).device
     activations = max(0, device_memory(device) - known.total)
     parts = {**known.parts(), "activations": activations}

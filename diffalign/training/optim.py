@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from diffalign.errors import MissingExtra
 from diffalign.strategies.base import ParameterGroup
@@ -79,12 +80,12 @@ def clip_gradients(groups: Sequence[ParameterGroup], max_norm: float) -> Tensor:
     parameters = [p for group in groups for p in group.parameters if p.grad is not None]
     if not parameters:
         return torch.zeros(())
-    total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    total = _norm(parameters)
     if not max_norm:
         return total
     together = [p for group in groups if group.clip == "global" for p in group.parameters if p.grad is not None]
     if together:
-        norm = total if len(together) == len(parameters) else nn.utils.get_total_norm([p.grad for p in together])  # type: ignore[misc]
+        norm = total if len(together) == len(parameters) else _norm(together)
         nn.utils.clip_grads_with_norm_(together, max_norm, norm)
     for group in groups:
         for p in group.parameters if group.clip == "per_row" else ():
@@ -92,3 +93,9 @@ def clip_gradients(groups: Sequence[ParameterGroup], max_norm: float) -> Tensor:
                 norms = p.grad.reshape(len(p), -1).norm(dim=1).reshape(-1, *[1] * (p.dim() - 1))
                 p.grad.mul_((max_norm / norms.clamp_min(1e-12)).clamp_max(1.0))
     return total
+
+
+def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Return the norm of all gradients together, over the shards of all processes where there are any."""
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

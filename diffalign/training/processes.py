@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -9,8 +11,9 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs, gather_object
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from diffalign.errors import UserError
 
@@ -26,27 +29,30 @@ _DATA_PARALLEL = {
 
 
 class Processes:
-    """Data-parallel processes started by ``accelerate launch`` or ``torchrun``; one process needs neither.
+    """Processes started by ``accelerate launch`` or ``torchrun``, with examples of their own; one needs neither.
 
-    The network is not wrapped for them. A wrapper reduces gradients inside backward, which needs every process to run
-    backward and every parameter to take part; here a process may hold no example of the last update of an epoch, and
-    pieces run under different adapters. So gradients are summed once an update, after the last backward
+    The network is not wrapped for data-parallel ones. A wrapper reduces gradients inside backward, which needs every
+    process to run backward and every parameter to take part; here a process may hold no example of the last update of
+    an epoch, and pieces run under different adapters. So gradients are summed once an update, after the last backward
     (:func:`sum_gradients`), which also keeps the number of exchanges at one however many micro-batches there are.
 
+    Where accelerate is asked for FSDP2, the network's weights are kept in shards (:mod:`diffalign.training.sharding`).
+
+    Args:
+        may_shard: whether the caller can work with a network in shards.
+
     Raises:
-        UserError: for launch configurations that shard the network (FSDP, DeepSpeed, ...).
+        UserError: for launch configurations that are not supported (FSDP1, DeepSpeed, tensor parallelism, ...).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, may_shard: bool = False) -> None:
+        self._sharding = _asked_for_shards(may_shard)
         # main-process work between barriers (saving, first downloads) may take long: wait rather than give up
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=3))
         self._accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[patience])
         kind = self._accelerator.distributed_type
-        if kind not in _DATA_PARALLEL:
-            raise UserError(
-                f"accelerate is configured for {kind.value}; diffalign runs on one process or data-parallel ones: "
-                "choose multi-GPU or multi-CPU with `accelerate config`, or pass --multi_gpu to accelerate launch"
-            )
+        if kind not in _DATA_PARALLEL and not (self._sharding and kind is DistributedType.FSDP):
+            raise _unsupported(kind.value)
 
     @property
     def rank(self) -> int:
@@ -57,6 +63,11 @@ class Processes:
     def world_size(self) -> int:
         """Number of processes."""
         return self._accelerator.num_processes
+
+    @property
+    def shards(self) -> int:
+        """Number of processes that a network's weights are divided among; 1 where every process holds all of them."""
+        return self.world_size if self._sharding else 1
 
     @property
     def is_main(self) -> bool:
@@ -86,6 +97,17 @@ class Processes:
     def exchange(self, value: T) -> list[T]:
         """Give every process the objects of all, in the order of ranks; for rare use."""
         return [value] if self.world_size == 1 else gather_object([value])
+
+    def lend(self, value: T | None) -> T:
+        """Give every process the object of the first process that has one, its tensors on the process's own device."""
+        here = "cpu" if self.device.type == "cpu" else self.device  # torch.load knows no "cpu:0"
+        packed = io.BytesIO()
+        torch.save(value, packed)
+        for content in self.exchange(packed.getvalue()):
+            lent = torch.load(io.BytesIO(content), map_location=here, weights_only=False)
+            if lent is not None:
+                return lent
+        raise ValueError("no process has anything to lend")
 
     def on_main(self, work: Callable[[], T]) -> T | None:
         """Let the main process alone do something that a user's mistake can end.
@@ -123,12 +145,15 @@ class Processes:
 def sum_gradients(parameters: list[torch.nn.Parameter], processes: Processes, bucket_elements: int = 2**24) -> None:
     """Replace gradients by their sums over all processes; parameters without a gradient anywhere keep none.
 
+    Gradients of weights in shards have been summed during backward.
+
     Args:
         parameters: the same ones in the same order on every process.
         processes: whom to sum over.
         bucket_elements: numbers in one exchange; bounds the memory of the flattened copy.
     """
-    if processes.world_size == 1:
+    parameters = [p for p in parameters if not isinstance(p, DTensor)]
+    if processes.world_size == 1 or not parameters:
         return
     used = torch.tensor([float(p.grad is not None) for p in parameters], device=processes.device)
     anywhere = processes.sum(used).tolist()
@@ -137,6 +162,43 @@ def sum_gradients(parameters: list[torch.nn.Parameter], processes: Processes, bu
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in bucket])
         for p, total in zip(bucket, processes.sum(flat).split([p.numel() for p in bucket]), strict=True):
             p.grad = total.view_as(p).clone()
+
+
+def _asked_for_shards(may_shard: bool) -> bool:
+    """Say whether accelerate was launched for FSDP2; refuse what shards in other ways, before any of it starts.
+
+    Accelerate itself goes by these variables, but on CPUs it leaves out FSDP without a word.
+    """
+
+    def launched_for(what: str) -> bool:
+        return os.environ.get(f"ACCELERATE_USE_{what}", "").lower() == "true"
+
+    for what, name in (("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM"), ("PARALLELISM_CONFIG", "meshes")):
+        if launched_for(what):
+            raise _unsupported(name)
+    if not launched_for("FSDP"):
+        return False
+    if not may_shard:
+        raise UserError(
+            "accelerate is configured for FSDP, which is for training: pass --multi_gpu to accelerate launch"
+        )
+    # or else transformers loads weights on the main process alone, text encoders too
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    plugin = FullyShardedDataParallelPlugin()
+    if plugin.fsdp_version != 2:
+        raise _unsupported("FSDP1")
+    if plugin.activation_checkpointing:
+        raise UserError("leave out accelerate's --fsdp_activation_checkpointing: use --gradient_checkpointing true")
+    if os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true":
+        raise UserError("leave out accelerate's --fsdp_offload_params: shards stay on their device")
+    return True
+
+
+def _unsupported(what: str) -> UserError:
+    return UserError(
+        f"accelerate is configured for {what}, which is not supported: pass --use_fsdp --fsdp_version 2 to accelerate "
+        "launch to keep weights, gradients and optimizer in shards, or --multi_gpu to run data-parallel"
+    )
 
 
 def _buckets(parameters: list[torch.nn.Parameter], elements: int) -> Iterator[list[torch.nn.Parameter]]:

@@ -15,6 +15,7 @@ from diffalign.training.ema import MovingAverage
 from diffalign.training.guards import Guards, RunStopped
 from diffalign.training.optim import build_optimizer, clip_gradients, learning_rate_factor
 from diffalign.training.processes import Processes
+from diffalign.training.sharding import like
 from diffalign.training.stopwatch import Stopwatch
 from diffalign.training.trainables import Trainables
 from diffalign.training.update import Account, GradientPass
@@ -138,10 +139,18 @@ class Stepper:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         groups = self.optimizer.state_dict()["param_groups"]
-        moments = {int(index): values for index, values in state["optimizer"].items()}
+        saved = {int(index): values for index, values in state["optimizer"].items()}
+        parameters = self._trainables.parameters
+        moments = {index: _moments(values, parameters[index]) for index, values in saved.items()}
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         if self.average is not None and state["average"]:
             self.average.load_state_dict(state["average"])
         if state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
         self._guards.load_state_dict(state["guards"])
+
+
+def _moments(values: Mapping[str, Any], parameter: torch.nn.Parameter) -> dict[str, Any]:
+    """Bring the optimizer's state of a parameter, read from a file, into shards where the parameter is."""
+    shaped = (name for name, value in values.items() if getattr(value, "shape", None) == parameter.shape)
+    return {**values, **{name: like(values[name], parameter) for name in shaped}}

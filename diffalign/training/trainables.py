@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffalign.errors import UserError
 from diffalign.policies.base import BasePolicy
 from diffalign.strategies.base import ParameterGroup, Strategy
+from diffalign.training.sharding import like
 
 
 class Trainables:
@@ -46,7 +47,7 @@ class Trainables:
         return sum(p.numel() for p in self.parameters)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Their values, not copied."""
+        """Their values, not copied; in shards where the network is."""
         return {name: p.detach() for name, p in self.named.items()}
 
     @contextmanager
@@ -60,7 +61,7 @@ class Trainables:
             self.load_state_dict(kept)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy values in.
+        """Copy values in, whole or in shards.
 
         Raises:
             UserError: if names or shapes differ.
@@ -78,4 +79,4 @@ class Trainables:
                         f"saved weight {name} has shape {tuple(state[name].shape)}, this run wants "
                         f"{tuple(parameter.shape)}: was the rank another one?"
                     )
-                parameter.copy_(state[name])
+                parameter.copy_(like(state[name], parameter))

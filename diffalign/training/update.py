@@ -19,6 +19,7 @@ from diffalign.batch import Batch
 from diffalign.diffusion.random import derive_seed
 from diffalign.strategies.base import Context, LossOutput, Piece, Strategy, Terms, Update
 from diffalign.training.processes import Processes, sum_gradients
+from diffalign.training.sharding import gathered, is_sharded, networks_of
 from diffalign.training.stopwatch import Stopwatch
 
 
@@ -113,14 +114,30 @@ class GradientPass:
         account = Account(weight=sum(row[1] for row in table))
         if not account.weight:
             return account
-        for group, uneven in self._groups(batches, [int(row[0]) for row in table]):
+        counts = [int(row[0]) for row in table]
+        spare = self._fill_up(batches, counts)
+        for group, uneven in self._groups(batches, counts):
             # a graph is kept only where nothing else must be known before the loss
             parts = [self._evaluate(batch, keep_graph=len(group) == 1) for batch in group]
-            statistics = self._statistics(parts, uneven)
+            statistics = self._statistics([part for part in parts if part.batch is not spare], uneven)
             for part in parts:
-                self._backward(part, statistics, loss_scale / account.weight, account)
+                if part.batch is spare:
+                    self._backward(part, statistics, 0.0, None)
+                else:
+                    self._backward(part, statistics, loss_scale / account.weight, account)
         sum_gradients(self._parameters, self._processes)
         return account
+
+    def _fill_up(self, batches: list[Batch], counts: list[int]) -> Batch | None:
+        """Let all processes of a network in shards run equally many micro-batches: the passes of one need all others.
+
+        Those with fewer run one that a neighbour has lent, which is returned: it counts nowhere.
+        """
+        if not is_sharded(self._ctx.policy.module) or min(counts) == max(counts):
+            return None
+        spare = self._processes.lend(batches[0] if batches else None)
+        batches += [spare] * (max(counts) - len(batches))
+        return spare
 
     def _groups(self, batches: list[Batch], counts: list[int]) -> Iterator[tuple[list[Batch], bool]]:
         """Yield the micro-batches that share a statistic, and whether some process has none there.
@@ -137,7 +154,8 @@ class GradientPass:
 
     def _evaluate(self, batch: Batch, keep_graph: bool) -> _Part:
         strategy, ctx = self._strategy, self._ctx
-        with self._watch("draw"), ctx.policy.inference(), self.mixed():
+        apart = networks_of(ctx) if strategy.spec.lockstep != "all" else []
+        with self._watch("draw"), gathered(apart), ctx.policy.inference(), self.mixed():
             draws = strategy.draw(ctx, batch)
         pieces = strategy.pieces(ctx, batch, draws)
         live = keep_graph and len(pieces) == 1
@@ -168,14 +186,17 @@ class GradientPass:
             return self._strategy.statistics(whole, self._processes.sum)
 
     def _backward(
-        self, part: _Part, statistics: Mapping[str, Tensor], factor: Tensor | float, account: Account
+        self, part: _Part, statistics: Mapping[str, Tensor], factor: Tensor | float, account: Account | None
     ) -> None:
         terms = part.terms if part.live else Terms(part.terms.policy.detach().requires_grad_(), part.terms.frozen)
         output = self._strategy.loss(terms, statistics, part.batch)
-        account.add(part.batch, output, terms.policy)
+        if account is not None:
+            account.add(part.batch, output, terms.policy)
         objective = output.loss * part.batch.size * factor
-        if not objective.requires_grad:
-            return  # a loss that depends on no term, such as a group without variance
+        if not objective.requires_grad:  # a loss that depends on no term, such as a group without variance
+            if not is_sharded(self._ctx.policy.module):
+                return
+            objective = 0.0 * terms.policy.sum()  # the other processes wait for this one's passes
         if part.live:
             with self._under(part.pieces[0]):
                 self._run_backward(objective, None)

@@ -196,6 +196,26 @@ def test_number_of_denoiser_calls(name):
     assert {kind: policy.calls[kind] for kind in expected} == expected
 
 
+@every_method
+def test_hooks_that_must_stay_in_step_take_the_same_passes_for_any_examples(name):
+    """What ``Spec.lockstep`` promises of processes that share a network in shards, and no more than it promises."""
+    strategy = make(name)
+    if strategy.spec.data == "prompts" or strategy.spec.lockstep == "none":
+        pytest.skip("samples: refused there")
+    in_draw, elsewhere = set(), set()
+    for shift in range(12):
+        policy = CountingPolicy()
+        batch = batch_for(name, policy, examples=1)
+        batch = replace(batch, seeds=batch.seeds + shift)
+        strategy.draw(context(policy, strategy), batch)
+        drawn = policy.calls.total()
+        gradient(strategy, policy, [batch])
+        in_draw.add(drawn)
+        elsewhere.add(policy.calls.total() - 2 * drawn)
+    assert len(elsewhere) == 1
+    assert (len(in_draw) == 1) == (strategy.spec.lockstep == "all")
+
+
 @every_process
 @every_method
 def test_extreme_errors_stay_finite(name, process):

@@ -137,6 +137,15 @@ def test_a_process_without_examples_still_gets_its_step():
     assert [ids(step) for step in take(loader, 3)] == [["e1"], [], ["e1"]]
 
 
+def test_processes_in_lockstep_run_micro_batches_of_the_same_size():
+    """A step of eight, then one of three that two processes cannot share evenly; every example is still seen once."""
+    options = {"micro_batch": 2, "accumulation": 2, "world_size": 2, "lockstep": True}
+    both = [take(ExampleLoader(items(11), LoaderOptions(rank=rank, **options)), 2) for rank in range(2)]
+    sizes = [[[len(micro.examples) for micro in step] for step in steps] for steps in both]
+    assert sizes == [[[2, 2], [1, 1]], [[2, 2], [1]]]
+    assert len({name for steps in both for step in steps for name in ids(step)}) == 11
+
+
 def test_prepare_runs_on_each_micro_batch_in_a_thread_of_its_own():
     threads: set[str] = set()
 

@@ -156,6 +156,8 @@ def test_estimate_adds_up_and_refuses() -> None:
     assert needed.largest == "activations"
     full = estimate(module, 100, {**CONFIG, "train_mode": "full", "use_ema": True}, 0, 0)
     assert (full.reference, full.optimizer) == (400, 1200)
+    quarter = estimate(module, 100, {**CONFIG, "train_mode": "full"}, 1000, 4, shards=4)
+    assert quarter == MemoryEstimate(100, 100, 100, 200, 4000)
     with pytest.raises(UserError, match=r"biggest part is activations .*--gradient_checkpointing"):
         refuse_if_too_large(MemoryEstimate(0, 0, 0, 0, 2**60), torch.device("cpu"))
     refuse_if_too_large(needed, torch.device("cpu"))

@@ -2,80 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 
-import diffalign
 from diffalign.errors import UserError
-from diffalign.training.trackers import METRICS_FILE
-from tests.factories import save_tiny
+from tests.training.runs import LORA, ROOT, curve, options, train
 
-ROOT = Path(__file__).resolve().parents[2]
-LORA = "pytorch_lora_weights.safetensors"
 R01 = {"loss", "logit", "implicit_accuracy", "winner_margin", "loser_margin", "grad_norm", "effective_weight"}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    save_tiny("sd", folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Five pairs: a global batch of four leaves one for the last step of an epoch."""
-    from PIL import Image
-
-    folder = tmp_path_factory.mktemp("pairs")
-    rng = np.random.default_rng(0)
-    rows = []
-    for index in range(5):
-        names = [f"{index}-{side}.png" for side in ("good", "bad")]
-        for name in names:
-            Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / name)
-        rows.append({"id": str(index), "prompt": f"a {index}", "images": names, "winner": 0})
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(folder / "pairs.jsonl")
-
-
-def options(model: str, folder: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "pretrained_model_name_or_path": model,
-        "output_dir": str(folder),
-        "rank": 2,
-        "train_batch_size": 2,
-        "global_batch_pairs": 4,
-        "max_train_steps": 4,
-        "learning_rate": 1e-2,
-        "num_validation_images": 1,
-        "num_inference_steps": 1,
-        **changes,
-    }
-
-
-def train(data: str, model: str, folder: Path, method: str = "diffusion_dpo", **changes: Any) -> Any:
-    console = Console(file=io.StringIO(), width=200)
-    result = diffalign.train(data, method=method, console=console, **options(model, folder, **changes))
-    return result, console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def curve(folder: Path) -> list[dict[str, float]]:
-    """The lines of optimizer steps; those of validations have no loss."""
-    lines = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
-    return [line for line in lines if "loss" in line]
 
 
 def test_a_run_from_python(model: str, pairs: str, tmp_path: Path) -> None:
@@ -163,15 +103,6 @@ def launch_two(model: str, pairs: str, folder: Path, *extra: str) -> subprocess.
     command += [str(ROOT / "train_scripts" / "train.py"), "--method", "diffusion_dpo", *flags, *extra]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As many threads as each of several processes has: their number changes the order of sums."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("one_thread")
