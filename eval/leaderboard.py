@@ -11,9 +11,9 @@ from jsonargparse import auto_cli
 
 from diffalign.cli.main import run_command
 from diffalign.evaluation.leaderboard.board import Board
+from diffalign.evaluation.leaderboard.cells import board_evaluator
 from diffalign.evaluation.leaderboard.entries import BoardSettings, Cell, entries
 from diffalign.evaluation.leaderboard.report import write_report
-from diffalign.world.evaluation import world_evaluator
 
 
 def leaderboard(
@@ -44,7 +44,7 @@ def leaderboard(
     chosen = [Cell.parse(text) for text in only] if only else here
     board = Board(folder, runs, BoardSettings(test_prompt_seed=test_prompt_seed, captions=captions))
     if not report_only:
-        board.fill(chosen, lambda: world_evaluator("test", captions, test_prompt_seed))
+        board.fill(chosen, lambda: board_evaluator(board.settings))
     absent = [name for name, entry in rows.items() if not entry.available]
     write_report(board.rows(dict.fromkeys([*here, *chosen])), board.settings, report, absent)
     return 0

@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from torch import Tensor
 
 from diffalign.errors import UserError
 from diffalign.evaluation.evaluator import ImageEvaluator
-from diffalign.evaluation.leaderboard.entries import BoardSettings, Cell
+from diffalign.evaluation.leaderboard.entries import SMALL_FILES, BoardSettings, Cell
 from diffalign.evaluation.leaderboard.keys import assets_hash, cell_key
 from diffalign.inference.generate import generate
 from diffalign.policies.loading import load_policy
 from diffalign.records import read_jsonl
+from diffalign.rewards.jpeg import JpegSize
 from diffalign.rollouts.scoring import RewardFailed
 from diffalign.training.assemble import build_run
 from diffalign.training.checkpoint import list_checkpoints
@@ -29,6 +30,7 @@ from diffalign.training.guards import RunStopped
 from diffalign.training.loop import RunResult
 from diffalign.training.resolve import resolve_config
 from diffalign.training.trackers import METRICS_FILE
+from diffalign.world.evaluation import world_evaluator
 
 FINISHED = "finished"
 _DRAW_STRIDE = 7_919_000_017
@@ -51,6 +53,12 @@ class Training:
     seconds: float = 0.0
     images: int = 0
     curve: tuple[tuple[float, float, float, float], ...] = ()
+
+
+def board_evaluator(settings: BoardSettings) -> ImageEvaluator:
+    """Build what scores every cell: the bundled world's rewards on test captions, and what variants aim at besides."""
+    evaluator = world_evaluator("test", settings.captions, settings.test_prompt_seed)
+    return replace(evaluator, rewards={**evaluator.rewards, SMALL_FILES: JpegSize(compressible=True)})
 
 
 def run_cell(cell: Cell, settings: BoardSettings, evaluator: ImageEvaluator, run_folder: Path) -> dict[str, Any]:

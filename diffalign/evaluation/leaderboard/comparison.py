@@ -101,7 +101,8 @@ def compare(
     }
     if not scored:
         return Row(**common)
-    pairs = {reward: [_paired(run, base, reward) for run in scored] for reward in base["scores"]}
+    measured = [reward for reward in base["scores"] if all(reward in run["scores"] for run in scored)]
+    pairs = {reward: [_paired(run, base, reward) for run in scored] for reward in measured}
     changes = {reward: _by_caption([after - before for before, after in pairs[reward]]) for reward in pairs}
     verdicts = torch.stack([after.mean(0) for _, after in pairs["verifier"]])
     kinds = {kind: [i for i, k in enumerate(base["kinds"]) if k == kind] for kind in sorted(set(base["kinds"]))}

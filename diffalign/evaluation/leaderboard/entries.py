@@ -136,12 +136,18 @@ class Entry:
         return resolve_config(self.method, self.overrides(seed))
 
 
+SMALL_FILES = "compressibility"
+_ON_SMALL_FILES = {"rewards": SMALL_FILES, "rollout_guidance_scale": 1.0, "max_train_steps": 60}
 VARIANTS: dict[str, Entry] = {
+    "ddpo_jpeg": Entry("ddpo", options=_ON_SMALL_FILES),
+    "d3po_jpeg": Entry("d3po", options=_ON_SMALL_FILES),
+    "prdp_jpeg": Entry("prdp", options=_ON_SMALL_FILES),
     "ddpo_pickscore": Entry("ddpo", options={"rewards": PROXY}),
     "ddpo_10x": Entry("ddpo", learning_rate_factor=10.0),
     "prdp_10x": Entry("prdp", learning_rate_factor=10.0),
 }
-"""Rows beside a method's own, for the claims of papers: DDPO on AlignProp's reward, and ten times the learning rate."""
+"""Rows beside a method's own: DDPO's first task, for which one change serves in all pictures, and the claims of papers
+(DDPO on AlignProp's reward, and ten times the learning rate)."""
 _ON_FLOWS = ("flow_grpo", "pref_grpo")
 """Published for rectified flow, so that is where they start."""
 
