@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs, gather_object
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -170,27 +170,26 @@ def _asked_for_shards(may_shard: bool) -> bool:
     Accelerate itself goes by these variables, but on CPUs it leaves out FSDP without a word.
     """
 
-    def launched_for(what: str) -> bool:
-        return os.environ.get(f"ACCELERATE_USE_{what}", "").lower() == "true"
+    def asked_for(name: str) -> bool:
+        return os.environ.get(name, "").lower() == "true"
 
     for what, name in (("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM"), ("PARALLELISM_CONFIG", "meshes")):
-        if launched_for(what):
+        if asked_for(f"ACCELERATE_USE_{what}"):
             raise _unsupported(name)
-    if not launched_for("FSDP"):
+    if not asked_for("ACCELERATE_USE_FSDP"):
         return False
     if not may_shard:
         raise UserError(
             "accelerate is configured for FSDP, which is for training: pass --multi_gpu to accelerate launch"
         )
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise _unsupported("FSDP1")
+    if asked_for("FSDP_ACTIVATION_CHECKPOINTING"):
+        raise UserError("leave out accelerate's --fsdp_activation_checkpointing: use --gradient_checkpointing true")
+    if asked_for("FSDP_OFFLOAD_PARAMS"):
+        raise UserError("leave out accelerate's --fsdp_offload_params: shards stay on their device")
     # or else transformers loads weights on the main process alone, text encoders too
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-    plugin = FullyShardedDataParallelPlugin()
-    if plugin.fsdp_version != 2:
-        raise _unsupported("FSDP1")
-    if plugin.activation_checkpointing:
-        raise UserError("leave out accelerate's --fsdp_activation_checkpointing: use --gradient_checkpointing true")
-    if os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true":
-        raise UserError("leave out accelerate's --fsdp_offload_params: shards stay on their device")
     return True
 
 

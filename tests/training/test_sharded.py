@@ -113,7 +113,11 @@ def test_what_cannot_be_sharded_is_refused_before_anything_is_written(name: str,
     ("variables", "message"),
     [
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed, which is not supported: pass --use_fsdp --fsdp_version 2"),
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP1, which is not supported"),
+        # as --use_fsdp alone sets them
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1", "FSDP_SYNC_MODULE_STATES": "true"},
+            "FSDP1, which is not supported",
+        ),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "--fsdp_offload_params"),
         (
             {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_ACTIVATION_CHECKPOINTING": "true"},
