@@ -1,7 +1,8 @@
-"""Stage "sd3": tiny-sd3, a Stable Diffusion 3 of 3.5M parameters (joint transformer, rectified flow)."""
+"""Stage "sd3": tiny-sd3, a Stable Diffusion 3 of 3M parameters (joint transformer, rectified flow)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,11 @@ from train_scripts.world.workspace import Workspace
 
 FIT = FitSettings(steps=4000, learning_rate=1.5e-3, warmup=300, seed=4)
 REFINE = FitSettings(steps=3000, learning_rate=1e-3, warmup=100, seed=9)
+SHORTEN = FitSettings(steps=2400, learning_rate=1e-3, warmup=100, seed=10)
+DROPPED_BLOCK = 3
+"""The block that goes, so that all assets stay below 40 MB."""
+LAYOUT_SHARE, LAYOUT_FROM = 0.5, 0.6
+"""Share of the last stage's examples that are this noisy at least: that is where colours and places are bound."""
 BATCH = 32
 CAPTION_DROPOUT = 0.1
 TEXT_WIDTH, PROJECTION = 64, 48
@@ -29,16 +35,18 @@ T5_LENGTH = 256
 FULL_LENGTH_EVERY = 16
 """Most steps train with few zero tokens, which cost time; every so many see the stock pipeline's number."""
 NAME = "tiny-sd3"
+ENCODERS = ("text_encoder", "text_encoder_2")
+Encoders = tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection]
 
 
-def build_transformer() -> SD3Transformer2DModel:
+def build_transformer(blocks: int) -> SD3Transformer2DModel:
     """Make the transformer, untrained."""
     return SD3Transformer2DModel(
         sample_size=16,
         patch_size=2,
         in_channels=4,
         out_channels=4,
-        num_layers=6,
+        num_layers=blocks,
         attention_head_dim=32,
         num_attention_heads=4,
         joint_attention_dim=2 * TEXT_WIDTH,
@@ -48,9 +56,7 @@ def build_transformer() -> SD3Transformer2DModel:
     )
 
 
-def embed(
-    encoders: tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection], tokens: Tensor, zeros: int
-) -> tuple[Tensor, Tensor]:
+def embed(encoders: Encoders, tokens: Tensor, zeros: int) -> tuple[Tensor, Tensor]:
     """Embed captions as the stock pipeline does: both encoders' last but one layers side by side, then zero tokens.
 
     Returns:
@@ -67,25 +73,54 @@ def train(workspace: Workspace) -> None:
     torch.manual_seed(1)
     config = text_config(build_tokenizer(), TEXT_WIDTH, projection=PROJECTION)
     encoders = (CLIPTextModelWithProjection(config), CLIPTextModelWithProjection(config))
-    _train(build_transformer(), encoders, FIT, workspace, "sd3-first")
+    _train(build_transformer(6), encoders, FIT, workspace, "sd3-first", middle_levels)
 
 
 def refine(workspace: Workspace) -> None:
     """Train on: shapes of a transformer come late."""
-    folder = workspace.folder("sd3-first")
-    encoders = (
-        CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder"),
-        CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2"),
-    )
-    _train(SD3Transformer2DModel.from_pretrained(folder / "transformer"), encoders, REFINE, workspace, "sd3")
+    _train(*_load(workspace, "sd3-first"), REFINE, workspace, "sd3-second", middle_levels)
+
+
+def shorten(workspace: Workspace) -> None:
+    """Drop a block and train on, mostly at high noise."""
+    longer, encoders = _load(workspace, "sd3-second")
+    shorter = build_transformer(len(longer.transformer_blocks) - 1)
+    blocks = [block for index, block in enumerate(longer.transformer_blocks) if index != DROPPED_BLOCK]
+    weights = {name: w for name, w in longer.state_dict().items() if not name.startswith("transformer_blocks.")}
+    weights |= {
+        f"transformer_blocks.{index}.{name}": weight
+        for index, block in enumerate(blocks)
+        for name, weight in block.state_dict().items()
+    }
+    shorter.load_state_dict(weights)
+    _train(shorter, encoders, SHORTEN, workspace, "sd3", noisy_levels)
+
+
+def middle_levels(generator: torch.Generator) -> Tensor:
+    """Shares of noise (batch,), logit-normal."""
+    return torch.sigmoid(torch.randn(BATCH, generator=generator))
+
+
+def noisy_levels(generator: torch.Generator) -> Tensor:
+    """The same, but for a part that is uniform where there is much noise."""
+    middle = middle_levels(generator)
+    noisy = LAYOUT_FROM + (1 - LAYOUT_FROM) * torch.rand(BATCH, generator=generator)
+    return torch.where(torch.rand(BATCH, generator=generator) < LAYOUT_SHARE, noisy, middle)
+
+
+def _load(workspace: Workspace, name: str) -> tuple[SD3Transformer2DModel, Encoders]:
+    folder = workspace.folder(name)
+    first, second = (CLIPTextModelWithProjection.from_pretrained(folder / part) for part in ENCODERS)
+    return SD3Transformer2DModel.from_pretrained(folder / "transformer"), (first, second)
 
 
 def _train(
     transformer: SD3Transformer2DModel,
-    encoders: tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection],
+    encoders: Encoders,
     settings: FitSettings,
     workspace: Workspace,
     name: str,
+    draw_levels: Callable[[torch.Generator], Tensor],
 ) -> None:
     tokenizer = build_tokenizer()
     data = latents.load(workspace)
@@ -95,7 +130,7 @@ def _train(
         rows = torch.randint(len(ids), (BATCH,), generator=generator)
         clean, tokens = data.latents[rows].float(), ids[rows]
         tokens[torch.rand(BATCH, generator=generator) < CAPTION_DROPOUT] = empty
-        levels = torch.sigmoid(torch.randn(BATCH, generator=generator))
+        levels = draw_levels(generator)
         noise = torch.randn(clean.shape, generator=generator)
         share = levels.view(-1, 1, 1, 1)
         full = step % FULL_LENGTH_EVERY == 0
@@ -112,7 +147,7 @@ def _train(
     folder = workspace.folder(name)
     fit(name, [transformer, *encoders], loss, settings.scaled(workspace), folder)
     transformer.save_pretrained(folder / "transformer")
-    for part, encoder in zip(("text_encoder", "text_encoder_2"), encoders, strict=True):
+    for part, encoder in zip(ENCODERS, encoders, strict=True):
         encoder.save_pretrained(folder / part)
 
 

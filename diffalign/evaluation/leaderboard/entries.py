@@ -137,7 +137,13 @@ class Entry:
 
 
 SMALL_FILES = "compressibility"
-_ON_SMALL_FILES = {"rewards": SMALL_FILES, "rollout_guidance_scale": 1.0, "max_train_steps": 60}
+_ON_SMALL_FILES = {
+    "rewards": SMALL_FILES,
+    "rollout_guidance_scale": 1.0,
+    "learning_rate": 3e-3,
+    "lr_scheduler": "constant_with_warmup",
+    "max_train_steps": 60,
+}
 VARIANTS: dict[str, Entry] = {
     "ddpo_jpeg": Entry("ddpo", options=_ON_SMALL_FILES),
     "d3po_jpeg": Entry("d3po", options=_ON_SMALL_FILES),
