@@ -60,7 +60,6 @@ STAGES = (
     Stage("language-model", lambda workspace: language_model.build(workspace.out)),
     Stage("sd3", sd3.train),
     Stage("sd3-refine", sd3.refine),
-    Stage("sd3-shorten", sd3.shorten),
     Stage("sd3-export", sd3.export),
     Stage("turbo-samples", partial(samples.draw, plan=samples.TURBO)),
     Stage("turbo", turbo.train),

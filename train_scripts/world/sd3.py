@@ -21,12 +21,9 @@ from train_scripts.world.text import build_tokenizer, text_config
 from train_scripts.world.workspace import Workspace
 
 FIT = FitSettings(steps=4000, learning_rate=1.5e-3, warmup=300, seed=4)
-REFINE = FitSettings(steps=3000, learning_rate=1e-3, warmup=100, seed=9)
-SHORTEN = FitSettings(steps=2400, learning_rate=1e-3, warmup=100, seed=10)
-DROPPED_BLOCK = 3
-"""The block that goes, so that all assets stay below 40 MB."""
+REFINE = FitSettings(steps=8000, learning_rate=1e-3, warmup=100, seed=9)
 LAYOUT_SHARE, LAYOUT_FROM = 0.5, 0.6
-"""Share of the last stage's examples that are this noisy at least: that is where colours and places are bound."""
+"""Share of the second stage's examples that are this noisy at least: that is where colours and places are bound."""
 BATCH = 32
 CAPTION_DROPOUT = 0.1
 TEXT_WIDTH, PROJECTION = 64, 48
@@ -39,14 +36,14 @@ ENCODERS = ("text_encoder", "text_encoder_2")
 Encoders = tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection]
 
 
-def build_transformer(blocks: int) -> SD3Transformer2DModel:
-    """Make the transformer, untrained."""
+def build_transformer() -> SD3Transformer2DModel:
+    """Make the transformer, untrained; with a sixth block all assets would pass 40 MB."""
     return SD3Transformer2DModel(
         sample_size=16,
         patch_size=2,
         in_channels=4,
         out_channels=4,
-        num_layers=blocks,
+        num_layers=5,
         attention_head_dim=32,
         num_attention_heads=4,
         joint_attention_dim=2 * TEXT_WIDTH,
@@ -73,27 +70,15 @@ def train(workspace: Workspace) -> None:
     torch.manual_seed(1)
     config = text_config(build_tokenizer(), TEXT_WIDTH, projection=PROJECTION)
     encoders = (CLIPTextModelWithProjection(config), CLIPTextModelWithProjection(config))
-    _train(build_transformer(6), encoders, FIT, workspace, "sd3-first", middle_levels)
+    _train(build_transformer(), encoders, FIT, workspace, "sd3-first", middle_levels)
 
 
 def refine(workspace: Workspace) -> None:
-    """Train on: shapes of a transformer come late."""
-    _train(*_load(workspace, "sd3-first"), REFINE, workspace, "sd3-second", middle_levels)
-
-
-def shorten(workspace: Workspace) -> None:
-    """Drop a block and train on, mostly at high noise."""
-    longer, encoders = _load(workspace, "sd3-second")
-    shorter = build_transformer(len(longer.transformer_blocks) - 1)
-    blocks = [block for index, block in enumerate(longer.transformer_blocks) if index != DROPPED_BLOCK]
-    weights = {name: w for name, w in longer.state_dict().items() if not name.startswith("transformer_blocks.")}
-    weights |= {
-        f"transformer_blocks.{index}.{name}": weight
-        for index, block in enumerate(blocks)
-        for name, weight in block.state_dict().items()
-    }
-    shorter.load_state_dict(weights)
-    _train(shorter, encoders, SHORTEN, workspace, "sd3", noisy_levels)
+    """Train on, mostly at high noise: shapes of a transformer come late, what belongs where later still."""
+    folder = workspace.folder("sd3-first")
+    transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer")
+    first, second = (CLIPTextModelWithProjection.from_pretrained(folder / part) for part in ENCODERS)
+    _train(transformer, (first, second), REFINE, workspace, "sd3", noisy_levels)
 
 
 def middle_levels(generator: torch.Generator) -> Tensor:
@@ -106,12 +91,6 @@ def noisy_levels(generator: torch.Generator) -> Tensor:
     middle = middle_levels(generator)
     noisy = LAYOUT_FROM + (1 - LAYOUT_FROM) * torch.rand(BATCH, generator=generator)
     return torch.where(torch.rand(BATCH, generator=generator) < LAYOUT_SHARE, noisy, middle)
-
-
-def _load(workspace: Workspace, name: str) -> tuple[SD3Transformer2DModel, Encoders]:
-    folder = workspace.folder(name)
-    first, second = (CLIPTextModelWithProjection.from_pretrained(folder / part) for part in ENCODERS)
-    return SD3Transformer2DModel.from_pretrained(folder / "transformer"), (first, second)
 
 
 def _train(
