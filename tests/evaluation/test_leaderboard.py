@@ -71,7 +71,8 @@ def test_draws_are_paired_and_averaged_within_captions(tmp_path: Path) -> None:
     proxy = [value + change for value, change in zip([*BASE_PROXY, 5.0, 6.0, 7.0, 8.0], changes, strict=True)]
     put(shown, Cell("ddpo"), proxy, draws=2, graded=[value + 0.1 for value in GRADED * 2])
     put(shown, Cell("sft"), [2.0, 3.0, 4.0, 5.0])  # one draw: compared with the first of the base
-    rows = {row.name: row for row in shown.rows([Cell("ddpo"), Cell("sft")])}
+    rows = {row.name: row for row in shown.rows([Cell("base"), Cell("ddpo"), Cell("sft")])}
+    assert rows["base"].means[PROXY] == pytest.approx(2.5)  # its first draw alone, beside rows of one draw
     rate, change = rows["ddpo"].win_rate, rows["ddpo"].changes[PROXY]
     assert rate is not None
     assert (rate.value, rate.low, rate.high) == (0.5, 0.5, 0.5)

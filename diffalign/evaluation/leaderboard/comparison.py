@@ -88,6 +88,8 @@ def compare(
         older: some cell was measured with code that has changed since.
     """
     scored = [run for run in runs if run["outcome"] == FINISHED]
+    if name == entry.base:
+        scored = [_first_draw(run) for run in scored]
     common: dict[str, Any] = {
         "name": name,
         "entry": entry,
@@ -129,6 +131,12 @@ def _own(
 
     before, after = (_by_caption([total(run, side) for run in range(len(runs))]) for side in (0, 1))
     return before.mean().item(), after.mean().item(), bootstrap_mean(after - before)
+
+
+def _first_draw(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a base is shown by: the table it stands in holds rows of one draw."""
+    count = len(run["kinds"])
+    return {**run, "draws": 1, "scores": {name: values[:count] for name, values in run["scores"].items()}}
 
 
 def _paired(run: Mapping[str, Any], base: Mapping[str, Any], reward: str) -> tuple[Tensor, Tensor]:
