@@ -37,7 +37,8 @@ class TrainParser(ArgumentParser):
 
 def build_parser(method: Method, model: str | None, prog: str) -> TrainParser:
     """Build the parser of a method: its own options first, then those of every run, with the preset's defaults."""
-    parser = TrainParser(prog=prog, description=f"{method.name}: {method.summary}. {method.paper}.")
+    about = f"{method.name}: {method.summary}. {method.paper}."
+    parser = TrainParser(prog=prog, description=about, allow_abbrev=False)
     parser.add_argument(
         "--method", type=str, default=method.name, help="name of the method; `diffalign methods` lists them"
     )

@@ -52,6 +52,7 @@ def good(pictures: Path) -> Path:
 OPTIONS: dict[str, tuple[list[str], list[str]]] = {
     "unknown method": (["--method", "difusion_dpo"], ["unknown method 'difusion_dpo'", "did you mean 'diffusion_dpo'"]),
     "unknown option": (["--learning_rte", "1"], ["learning_rte", "did you mean 'learning_rate'?"]),
+    "abbreviated option": (["--learning_rat", "1"], ["learning_rat", "did you mean 'learning_rate'?"]),
     "unknown option of the method": (["--betta", "1"], ["betta", "did you mean 'beta'?"]),
     "wrong type": (["--max_train_steps", "many"], ["max_train_steps", "many", "int"]),
     "a choice that does not exist": (["--lr_scheduler", "cosin"], ["lr_scheduler", "cosin"]),
