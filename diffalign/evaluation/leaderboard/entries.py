@@ -152,7 +152,7 @@ VARIANTS: dict[str, Entry] = {
     "ddpo_10x": Entry("ddpo", learning_rate_factor=10.0),
     "prdp_10x": Entry("prdp", learning_rate_factor=10.0),
 }
-"""Rows beside a method's own: DDPO's first task, for which one change serves in all pictures, and the claims of papers
+"""Rows beside a method's own: DDPO's first task, and the claims of papers
 (DDPO on AlignProp's reward, and ten times the learning rate)."""
 _ON_FLOWS = ("flow_grpo", "pref_grpo")
 """Published for rectified flow, so that is where they start."""
