@@ -6,6 +6,7 @@ import importlib.util
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffalign.errors import MissingExtra, UserError, unknown
@@ -66,8 +67,17 @@ def dispatch_attention(module: nn.Module, backend: str) -> None:
             raise UserError(f"the attention backend {backend!r} does not work here: {error}") from error
 
 
+def takes_token_counts(module: nn.Module) -> bool:
+    """Whether the model's attention can let one text token stand for many: see :class:`DispatchedAttention`."""
+    processors = getattr(module, "attn_processors", {}).values()
+    return bool(processors) and all(isinstance(p, DispatchedAttention) and p.takes_counts for p in processors)
+
+
 class DispatchedAttention:
     """Processor of diffusers' ``Attention``: self, cross and joint attention, unmasked, by a kernel of one's choice.
+
+    Joint attention may count text tokens: text has no positions there, so that n equal tokens stay equal in every
+    layer, and one token whose score is raised by log n does the work of all.
 
     Args:
         backend: see :func:`dispatch_attention`.
@@ -78,6 +88,11 @@ class DispatchedAttention:
 
         self.backend = AttentionBackendName(backend)
 
+    @property
+    def takes_counts(self) -> bool:
+        """Whether the kernel adds a bias to the scores."""
+        return self.backend.value == "native"
+
     def __call__(
         self,
         attn: Any,
@@ -85,8 +100,12 @@ class DispatchedAttention:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
+        token_counts: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Attend from (rows, tokens, width) to itself, to a text, or (joint) from and to both."""
+        """Attend from (rows, tokens, width) to itself, to a text, or (joint) from and to both.
+
+        ``token_counts`` (rows, text tokens) says how many equal tokens each text token stands for, 1 without it.
+        """
         from diffusers.models.attention_dispatch import dispatch_attention_fn
 
         if attention_mask is not None:
@@ -103,8 +122,12 @@ class DispatchedAttention:
             query = torch.cat([query, _heads(attn, attn.add_q_proj(text), attn.norm_added_q)], dim=1)
             key = torch.cat([key, _heads(attn, attn.add_k_proj(text), attn.norm_added_k)], dim=1)
             value = torch.cat([value, _heads(attn, attn.add_v_proj(text))], dim=1)
-        attended = dispatch_attention_fn(query, key, value, backend=self.backend).flatten(2).to(query.dtype)
         tokens = hidden_states.shape[1]
+        bias = None
+        if joint and token_counts is not None:  # (rows, 1, 1, image and text tokens)
+            bias = F.pad(token_counts.log().to(query.dtype), (tokens, 0))[:, None, None]
+        attended = dispatch_attention_fn(query, key, value, attn_mask=bias, backend=self.backend)
+        attended = attended.flatten(2).to(query.dtype)
         image = attn.to_out[1](attn.to_out[0](attended[:, :tokens])) / attn.rescale_output_factor
         if not joint:
             return image

@@ -7,7 +7,13 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from diffalign.errors import MissingExtra, UserError
-from diffalign.policies.attention import DispatchedAttention, dispatch_attention, set_attention_backend
+from diffalign.policies.attention import (
+    DispatchedAttention,
+    dispatch_attention,
+    set_attention_backend,
+    takes_token_counts,
+)
+from diffalign.policies.sd3 import T5_LENGTH
 from tests.factories import image_batch, tiny_policy, vae
 
 
@@ -47,6 +53,27 @@ def test_normalised_and_dual_attention_of_sd35() -> None:
         dispatch_attention(model, "native")
         assert all(isinstance(p, DispatchedAttention) for p in model.attn_processors.values())
         torch.testing.assert_close(model(*inputs).sample, stock)
+
+
+def test_one_zero_token_stands_for_those_of_the_absent_third_encoder() -> None:
+    policy = tiny_policy("sd3", lora=True)
+    captions, timesteps = ["a red cat", "two"], torch.tensor([300.0, 700.0])
+    counted = policy.encode_prompts(captions)
+    dispatch_attention(policy.module, "flash")  # takes no bias, so that captions are encoded in full
+    assert not takes_token_counts(policy.module)
+    full = policy.encode_prompts(captions)
+    dispatch_attention(policy.module, "native")
+    short, long = (condition.tensors["prompt_embeds"].shape[1] for condition in (counted, full))
+    assert long - short == T5_LENGTH - 1
+    assert "token_counts" not in full.tensors
+    latents = torch.randn(2, *policy.latent_shape(*policy.default_resolution))
+    gradients = []
+    for condition in (counted, full):
+        prediction = policy.predict(latents, timesteps, condition)
+        loss = prediction.square().mean()
+        gradients.append((prediction, *torch.autograd.grad(loss, list(policy.adapters.parameters()))))
+    for ours, stock in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-6)
 
 
 def test_sdpa_leaves_the_model_alone() -> None:
