@@ -22,7 +22,7 @@ sampler: the last stochastic step leaves noise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from diffalign.strategies.advantages import StdScope
@@ -66,4 +66,5 @@ class FlowGRPOConfig(PolicyGradientConfig):
 class FlowGRPO(PolicyGradient):
     """Learns from how images of a caption compare."""
 
+    spec = replace(PolicyGradient.spec, bundled_model="tiny-sd3")
     Config = FlowGRPOConfig

@@ -17,7 +17,7 @@ report. For discrete processes the loss is not divided: their steps have no ``dt
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -122,6 +122,7 @@ class PrefGRPOConfig(PolicyGradientConfig):
 class PrefGRPO(PolicyGradient):
     """Learns from duels among its own images."""
 
+    spec = replace(PolicyGradient.spec, bundled_model="tiny-sd3")
     Config = PrefGRPOConfig
 
     def __init__(self, config: PrefGRPOConfig) -> None:
