@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 from diffalign.bundled import is_bundled
 from diffalign.errors import UserError, unknown
 from diffalign.rewards.compose import parse_rewards
+from diffalign.strategies.inversion_path import PathOwner
 from diffalign.strategies.registry import Method, get_method, list_methods
 from diffalign.training.config import TrainConfig
 from diffalign.training.resolve import default_model, resolve_config, resolve_defaults
@@ -145,6 +146,15 @@ _ON_SMALL_FILES = {
     "max_train_steps": 60,
 }
 _SHORT = {"max_train_steps": 60}
+_WARM_STEPS = 150
+_FROM_PAIRS = {"beta": 1000.0, "train_batch_size": 8, "lr_scheduler": "constant_with_warmup"}
+_WARM = {**_FROM_PAIRS, "warm_start": "diffusion_dpo", "warm_start_steps": _WARM_STEPS, "max_train_steps": 180}
+_INVERSIONS = {
+    f"inversion_{path}_{name}": Entry("inversion_dpo", options={**_WARM, "path": path, "sign": sign})
+    for path in get_args(PathOwner)
+    for name, sign in (("plus", 1), ("minus", -1))
+}
+"""Inversion-DPO's four forms from one warm start by Diffusion-DPO."""
 VARIANTS: dict[str, Entry] = {
     "ddpo_jpeg": Entry("ddpo", options=_ON_SMALL_FILES),
     "d3po_jpeg": Entry("d3po", options=_ON_SMALL_FILES),
@@ -152,9 +162,13 @@ VARIANTS: dict[str, Entry] = {
     "ddpo_pickscore": Entry("ddpo", options={"rewards": PROXY, "max_train_steps": 100}),
     "ddpo_10x": Entry("ddpo", options=_SHORT, learning_rate_factor=10.0),
     "prdp_10x": Entry("prdp", options=_SHORT, learning_rate_factor=10.0),
+    **_INVERSIONS,
+    "inversion_start": Entry("diffusion_dpo", options={**_FROM_PAIRS, "max_train_steps": _WARM_STEPS}),
+    "inversion_start_longer": Entry("diffusion_dpo", options={**_FROM_PAIRS, "max_train_steps": 850}),
 }
-"""Rows beside a method's own: DDPO's first task, and the claims of papers (DDPO on AlignProp's reward, with eight times
-its images; and ten times the learning rate, which shows itself soon)."""
+"""Rows beside a method's own: DDPO's first task; the claims of papers (DDPO on AlignProp's reward, with eight times its
+images; ten times the learning rate, which shows itself soon); Inversion-DPO's forms, what they start from, and as much
+time spent on more of that."""
 
 
 def entries() -> dict[str, Entry]:
