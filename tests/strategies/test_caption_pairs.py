@@ -8,7 +8,7 @@ import torch
 
 from diffalign.errors import UserError
 from diffalign.strategies.base import Piece
-from diffalign.strategies.dcpo import DCPO, DCPOConfig
+from diffalign.strategies.dcpo import DCPO, DCPOConfig, with_common_captions
 from diffalign.strategies.diffusion_dpo import DiffusionDPO, DiffusionDPOConfig
 from diffalign.strategies.tdpo import TDPO, TDPOConfig
 from tests.factories import ToyPolicy
@@ -55,6 +55,30 @@ def test_dcpo_with_one_caption_is_diffusion_dpo(process):
         results.append((output.loss, policy.module.delta["default"].grad.clone()))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
+
+
+def test_a_share_of_pairs_keeps_the_common_caption():
+    policy = moved_policy("epsilon")
+    batch = image_batch(policy, examples=64, own_captions=True)
+    chosen, rejected = (condition.tensors["prompt_embeds"] for condition in batch.conditions)
+    mixed = with_common_captions(batch, 0.25)
+    own, other = (condition.tensors["prompt_embeds"] for condition in mixed.conditions)
+    common = (other == chosen).flatten(1).all(1)
+    assert torch.equal(own, chosen)
+    assert torch.equal(other[~common], rejected[~common])
+    assert 8 <= common.sum() <= 24
+    assert torch.equal(with_common_captions(batch, 0.25).condition.tensors["prompt_embeds"], torch.cat([own, other]))
+    with pytest.raises(UserError, match="share from 0 to 1"):
+        DCPOConfig(common_caption_share=1.5)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_share_leads_from_the_paper_to_diffusion_dpo(share):
+    policy = moved_policy("epsilon")
+    batch = image_batch(policy, examples=3, own_captions=True)
+    plain = batch if share == 0 else replace(batch, conditions=(batch.conditions[0],) * 2)
+    mixed = step(DCPO(DCPOConfig(beta=20.0, common_caption_share=share)), context(policy), batch)[1].loss
+    assert torch.equal(mixed, step(DiffusionDPO(DiffusionDPOConfig(beta=20.0)), context(policy), plain)[1].loss)
 
 
 @pytest.mark.parametrize("process", PROCESSES)
