@@ -65,6 +65,9 @@ PRESETS = {
     for preset in (
         # Settings of the leaderboard: the guidance at which the bundled start scores best.
         SamplingPreset("tiny-v1", steps=15, guidance=3.0),
+        # Both have learned a teacher's guided predictions.
+        SamplingPreset("tiny-sd3-v1", steps=15, guidance=1.0),
+        SamplingPreset("tiny-sd-turbo-v1", steps=1, guidance=1.0),
         # Defaults of diffusers' pipelines of these families.
         SamplingPreset("sd-v1", steps=50, guidance=7.5),
         SamplingPreset("sdxl-v1", steps=50, guidance=5.0),
@@ -89,7 +92,8 @@ def choose_preset(name: str | None, model: str, family: str) -> SamplingPreset:
         UserError: for an unknown name.
     """
     if name is None:
-        name = "tiny-v1" if is_bundled(Path(model).name) else _FAMILIES.get(family, "sd-v1")
+        own, bundled = f"{Path(model).name}-v1", is_bundled(Path(model).name)
+        name = own if bundled and own in PRESETS else "tiny-v1" if bundled else _FAMILIES.get(family, "sd-v1")
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
     return PRESETS[name]

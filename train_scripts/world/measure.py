@@ -31,7 +31,7 @@ RENDERINGS = 2000
 FILE = "measurements.json"
 SAMPLING: dict[str, tuple[int, float]] = {
     "tiny-sd": (samples.STEPS, samples.GUIDANCE),
-    "tiny-sd3": (20, 4.0),
+    "tiny-sd3": (15, 1.0),
     "tiny-sd-turbo": (1, 1.0),
 }
 """Model -> steps and guidance scale of its figures."""

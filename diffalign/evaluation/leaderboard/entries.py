@@ -39,7 +39,7 @@ class Start:
 
 STARTS: dict[str, Start] = {
     TINY_SD: Start(3.0, "diffalign.policies.unet"),
-    TINY_SD3: Start(3.0, "diffalign.policies.sd3", suffix="_sd3"),
+    TINY_SD3: Start(1.0, "diffalign.policies.sd3", suffix="_sd3"),
 }
 
 
