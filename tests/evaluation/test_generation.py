@@ -14,8 +14,8 @@ from diffalign.errors import UserError
 from diffalign.evaluation.generation import blocks
 from diffalign.evaluation.geneval.folder import read_folder
 from diffalign.evaluation.layouts import plan
-from diffalign.evaluation.leaderboard.entries import STARTS, TINY_SD, BoardSettings
-from diffalign.evaluation.presets import PRESETS, SAMPLE_STRIDE, SamplingPreset
+from diffalign.evaluation.leaderboard.entries import STARTS, BoardSettings
+from diffalign.evaluation.presets import PRESETS, SAMPLE_STRIDE, SamplingPreset, choose_preset
 from diffalign.evaluation.prompt_sets import EvalPrompt, load_prompts
 from diffalign.rewards.scoring import read_items
 from tests.evaluation.conftest import EVAL
@@ -140,9 +140,10 @@ def test_seeds_of_presets() -> None:
         alone.changed(images_per_prompt=0)
 
 
-def test_the_bundled_preset_is_that_of_the_leaderboard() -> None:
-    tiny = PRESETS["tiny-v1"]
-    assert (tiny.steps, tiny.guidance) == (BoardSettings().num_steps, STARTS[TINY_SD].guidance_scale)
+@pytest.mark.parametrize("model", STARTS)
+def test_the_bundled_presets_are_those_of_the_leaderboard(model: str) -> None:
+    tiny = choose_preset(None, model, "any")
+    assert (tiny.steps, tiny.guidance) == (BoardSettings().num_steps, STARTS[model].guidance_scale)
 
 
 def test_the_layouts_of_benchmarks() -> None:
