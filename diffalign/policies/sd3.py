@@ -21,8 +21,8 @@ class SD3Policy(PipelinePolicy):
     """Stable Diffusion 3 and 3.5: two CLIP text encoders, a third (T5) where the model has one.
 
     Condition: ``prompt_embeds`` (rows, tokens, width) and ``pooled_prompt_embeds`` (rows, width); without a third
-    encoder also ``token_counts`` (rows, tokens), by which one zero token stands for the stock pipeline's 256. Timesteps
-    are 1000 * sigma, the prediction is the velocity noise - latents.
+    encoder, on a CPU, also ``token_counts`` (rows, tokens), by which one zero token stands for the stock pipeline's 256.
+    Timesteps are 1000 * sigma, the prediction is the velocity noise - latents.
     """
 
     pipelines = ("StableDiffusion3Pipeline",)
@@ -56,7 +56,8 @@ class SD3Policy(PipelinePolicy):
         return self.adapters.guard(output)
 
     def _encode_prompts(self, prompts: list[str]) -> Condition:
-        merged = not self._has_t5 and takes_token_counts(self.module)
+        # on a GPU the bias of counted tokens would cost the fastest attention kernels, which take none
+        merged = not self._has_t5 and takes_token_counts(self.module) and self.device.type == "cpu"
         embeds, _, pooled, _ = self._pipeline.encode_prompt(
             prompts,
             None,
