@@ -21,7 +21,7 @@ class SD3Policy(PipelinePolicy):
     """Stable Diffusion 3 and 3.5: two CLIP text encoders, a third (T5) where the model has one.
 
     Condition: ``prompt_embeds`` (rows, tokens, width) and ``pooled_prompt_embeds`` (rows, width); without a third
-    encoder, on a CPU, also ``token_counts`` (rows, tokens), by which one zero token stands for the stock pipeline's 256.
+    encoder, on a CPU, also ``token_counts`` (rows, tokens), by which one zero token does the work of the stock 256.
     Timesteps are 1000 * sigma, the prediction is the velocity noise - latents.
     """
 
