@@ -16,7 +16,7 @@ serves epsilon, v and flow. For errors summed over n elements the logit has 0.5 
 model predicts is told in ``diffusion_dpo``.
 
 People ask with prompts, not with captions, and an odd caption can be told from a true one without looking at the image.
-``common_caption_share`` of the pairs, drawn anew each time, therefore keep the chosen image's caption for both.
+A ``common_caption_share`` of the pairs, drawn anew each time, can therefore keep the chosen image's caption for both.
 
 Note: with different captions the partition functions of the two images do not cancel; the method drops them, so the
 logit has no calibrated meaning across pairs. With equal captions it is Diffusion-DPO, number for number.

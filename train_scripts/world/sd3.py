@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from diffalign.batch import Condition
+from diffalign.diffusion.guidance import guided
 from diffalign.policies.attention import dispatch_attention
 from diffalign.policies.sd3 import T5_LENGTH
 from train_scripts.world import latents
@@ -151,13 +153,14 @@ class Teacher:
         noisy = rows.noisy(levels)
         scaled = noisy / (share.square() + (1 - share).square()).sqrt()
         states, blank = (self.encoder(ids).last_hidden_state for ids in (rows.tokens, self.empty[None]))
-        inputs = torch.cat([scaled, scaled]).contiguous(memory_format=torch.channels_last)
-        texts = torch.cat([states, blank.expand_as(states)])
-        predicted = self.unet(inputs, self.timesteps(levels).repeat(2), texts).sample.float()
-        conditional, unconditional = predicted.chunk(2)
-        noise = unconditional + TEACHER_GUIDANCE * (conditional - unconditional)
+        captions, empty = (Condition({"text": text}) for text in (states, blank.expand_as(states)))
+        predict = guided(self._denoise, captions, empty, TEACHER_GUIDANCE)
+        noise = predict(scaled, self.timesteps(levels)).float()
         clean = (noisy - share * noise) / (1 - share)
         return (rows.noisy(rows.levels) - clean) / rows.levels.view(-1, 1, 1, 1)
+
+    def _denoise(self, scaled: Tensor, timesteps: Tensor, text: Condition) -> Tensor:
+        return self.unet(scaled.contiguous(memory_format=torch.channels_last), timesteps, text.tensors["text"]).sample
 
     def timesteps(self, levels: Tensor) -> Tensor:
         """Timesteps (batch,), fractions included, at which tiny-sd knows these shares of noise by their SNR."""
@@ -187,7 +190,7 @@ def _train(
         tokens[torch.rand(BATCH, generator=generator) < CAPTION_DROPOUT] = empty
         levels = draw_levels(generator).clamp(min=MIN_NOISE)
         rows = Examples(clean, torch.randn(clean.shape, generator=generator), levels, tokens)
-        # bfloat16 halves the time where the CPU has it, and its attention is quicker written out
+        # quicker where the CPU has bfloat16, if attention is written out: the fused one is slow backward
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             hidden, counts, pooled = embed(encoders, tokens)
             prediction = transformer(
