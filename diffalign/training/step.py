@@ -137,14 +137,14 @@ class Stepper:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` gave, after the weights: an average that is new begins at them."""
         groups = self.optimizer.state_dict()["param_groups"]
         saved = {int(index): values for index, values in state["optimizer"].items()}
         parameters = self._trainables.parameters
         moments = {index: _moments(values, parameters[index]) for index, values in saved.items()}
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        if self.average is not None and state["average"]:
-            self.average.load_state_dict(state["average"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"] or self._trainables.state_dict())
         if state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
         self._guards.load_state_dict(state["guards"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -18,7 +19,7 @@ from diffalign.errors import UserError
 from diffalign.training.checkpoint import RunIdentity, list_checkpoints
 from diffalign.training.trackers import METRICS_FILE
 from tests.interface.fakes import RunningStatistic
-from tests.training.support import everything, toy_trainer
+from tests.training.support import OPTIM, everything, toy_trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,6 +44,17 @@ def test_five_and_five_steps_are_ten(tmp_path: Path) -> None:
     assert expected.keys() == got.keys()
     for name, value in expected.items():
         assert torch.equal(value, got[name]), name
+
+
+def test_an_average_switched_on_at_resume_begins_at_the_trained_weights(tmp_path: Path) -> None:
+    toy_trainer(tmp_path / "run", steps=6, optim=dataclasses.replace(OPTIM, use_ema=False)).fit()
+    resumed = toy_trainer(tmp_path / "run", steps=6, resume_from_checkpoint="latest")
+    resumed.fit()
+    average, weights = resumed._stepper.state_dict()["average"], resumed.trainables.state_dict()
+    assert average.keys() == weights.keys()
+    for name, value in weights.items():
+        assert torch.equal(average[name], value)
+        assert average[name].data_ptr() != value.data_ptr()
 
 
 def test_resumed_metrics_continue_the_file(tmp_path: Path) -> None:
