@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diffalign.training.guards import RunStopped
 from diffalign.training.trainables import Trainables
 
 
@@ -34,9 +35,18 @@ class EarlyStop:
         return self._waited >= self._patience
 
     def look(self, step: int, value: float | None) -> None:
-        """Take a value in, measured with the weights that the parameters hold now; None where nothing is watched."""
+        """Take a value in, measured with the weights that the parameters hold now; None where nothing is watched.
+
+        Raises:
+            RunStopped: if it is not finite: such values cannot be compared.
+        """
         if value is None:
             return
+        if not math.isfinite(value):
+            raise RunStopped(
+                f"the held-out reward after step {step} is {value}: either it does not work on such images, or the "
+                "images are broken; see the validation grid"
+            )
         if value > self._best:
             self._best, self._best_step, self._waited = value, step, 0
             self._weights = {name: weight.clone() for name, weight in self._trainables.state_dict().items()}

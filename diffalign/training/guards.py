@@ -15,7 +15,7 @@ _ENOUGH = 20
 
 
 class RunStopped(UserError):
-    """The run was stopped by a guard; its weights are those before the step in question."""
+    """The run was stopped by a guard; its weights are those of the last step that was taken."""
 
 
 Verdict = Literal["apply", "skip"]

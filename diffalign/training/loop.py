@@ -162,7 +162,7 @@ class Trainer:
                 self._export(summary)
         except RunStopped as stopped:
             self._save()
-            raise RunStopped(f"{stopped} (the weights before that step are in {self._folder.checkpoints})") from stopped
+            raise RunStopped(f"{stopped} (the weights it ended with are in {self._folder.checkpoints})") from stopped
         finally:
             for tracker in trackers:
                 tracker.close()

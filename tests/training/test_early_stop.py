@@ -13,6 +13,8 @@ from torch import Tensor
 
 import diffalign
 from diffalign.errors import UserError
+from diffalign.training.checkpoint import list_checkpoints
+from diffalign.training.guards import RunStopped
 from diffalign.training.trackers import METRICS_FILE, Tracker
 from tests.factories import save_tiny
 from tests.training.support import OPTIM, toy_trainer
@@ -66,9 +68,18 @@ def test_the_run_ends_and_the_best_weights_are_exported(tmp_path: Path) -> None:
 
 
 def test_the_start_counts_as_a_moment(tmp_path: Path) -> None:
-    trainer, watcher = watched(tmp_path / "run", [1.0, 0.9, float("nan"), 0.8], early_stop_patience=3)
+    trainer, watcher = watched(tmp_path / "run", [1.0, 0.9, 0.95, 0.8], early_stop_patience=3)
     assert trainer.fit().steps == 3
     assert torch.equal(torch.load(tmp_path / "run" / "toy.pt", weights_only=True)["default"], watcher.shown[0])
+
+
+@pytest.mark.parametrize("curve", [[float("nan")], [0.1, 0.5, float("nan")]])
+def test_a_value_that_cannot_be_compared_ends_the_run_by_a_message(curve: list[float | None], tmp_path: Path) -> None:
+    trainer, _ = watched(tmp_path / "run", curve)
+    done = len(curve) - 1
+    with pytest.raises(RunStopped, match=f"held-out reward after step {done} is nan.*ended with are in"):
+        trainer.fit()
+    assert [folder.name for folder in list_checkpoints(tmp_path / "run" / "checkpoints")] == [f"step-{done:08d}"]
 
 
 def test_nothing_watched_ends_nothing(tmp_path: Path) -> None:
