@@ -66,6 +66,9 @@ class Reference(ABC):
         with torch.no_grad():
             return self._compute(compute)
 
+    def share(self) -> None:  # noqa: B027 - nothing to share where nothing is remembered
+        """Let all processes know what each has learnt; they call it together, after every update."""
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must carry so that a resumed run is given the same values to the bit: remembered ones."""
         return {}
@@ -154,16 +157,23 @@ class CacheScope:
 
 
 class CachedReference(Reference):
-    """Remembers the values of another reference by key, in memory: 4 bytes a value.
+    """Remembers the values of another reference by key, in memory.
 
+    An example comes to another process in each epoch, so every process remembers the values of all.
     Rows of different length (text) come back padded on the right with zeros, to the longest of those asked for.
     Sound only while noise and timesteps are pinned to examples and the reference stands still.
+
+    Args:
+        inner: the reference whose values are remembered.
+        exchange: gives every process the objects of all (``Processes.exchange``); by default there is one process.
     """
 
-    def __init__(self, inner: Reference) -> None:
+    def __init__(self, inner: Reference, exchange: Callable[[Any], list[Any]] = lambda value: [value]) -> None:
         super().__init__(inner._policy)
         self._inner = inner
+        self._exchange = exchange
         self._values: dict[str, Tensor] = {}
+        self._fresh: list[str] = []
 
     @property
     def identity(self) -> str:
@@ -185,19 +195,29 @@ class CachedReference(Reference):
         if not all(key in self._values for key in keys):
             values = self._inner.evaluate(compute)
             self._values.update(zip(keys, values.cpu(), strict=True))
+            self._fresh += keys
             return values
         return pad_sequence([self._values[key] for key in keys], batch_first=True).to(self.device)
 
+    def share(self) -> None:
+        """Learn the values that other processes have computed since the last call."""
+        for part in self._exchange(self._packed(self._fresh)):
+            self._values.update(zip(part["keys"], part["values"], strict=True))
+        self._fresh = []
+
     def state_dict(self) -> dict[str, Any]:
         """All values. Made again after a resume, in other batches, they could differ in the last bit."""
-        values = pad_sequence(list(self._values.values()), batch_first=True) if self._values else torch.empty(0)
-        return {"keys": list(self._values), "values": values}
+        return self._packed(list(self._values))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         if not state:
             raise UserError("the checkpoint was made without --pinned_draws, which this run asks for")
         self._values = dict(zip(state["keys"], state["values"], strict=True))
+
+    def _packed(self, keys: list[str]) -> dict[str, Any]:
+        values = pad_sequence([self._values[key] for key in keys], batch_first=True) if keys else torch.empty(0)
+        return {"keys": keys, "values": values}
 
     def save(self, path: Path, scope: CacheScope) -> None:
         """Write all values to a safetensors file, under a temporary name first.

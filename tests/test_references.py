@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
+from threading import Barrier
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from diffalign.batch import ImageBatch
+from diffalign.data.loader import ExampleLoader, LoaderOptions, MicroBatch, Position
 from diffalign.errors import UserError
 from diffalign.policies.adapters import LoraSettings
 from diffalign.policies.base import Policy
@@ -23,8 +28,10 @@ from diffalign.references import (
     start_full,
     start_lora,
 )
-from diffalign.strategies.base import Context, Piece
+from diffalign.strategies.base import Context, Piece, Update
 from diffalign.strategies.pair_kernel import DenoisingKernel
+from diffalign.strategies.registry import get_method
+from diffalign.training.update import GradientPass
 from tests.factories import ToyPolicy, image_batch, tiny_policy
 
 SCOPE = CacheScope("base:0", "epsilon")
@@ -164,6 +171,63 @@ class Counting(AdaptersOff):
         return super()._compute(compute)
 
 
+class Meeting:
+    """As many processes as threads, seen by one of them."""
+
+    def __init__(self, rank: int, boxes: list[Any], barrier: Barrier) -> None:
+        self.rank, self.world_size, self.device = rank, len(boxes), torch.device("cpu")
+        self._boxes, self._barrier = boxes, barrier
+
+    def exchange(self, value: Any) -> list[Any]:
+        self._boxes[self.rank] = value
+        self._barrier.wait()
+        found = list(self._boxes)
+        self._barrier.wait()
+        return found
+
+    table = exchange
+
+    def sum(self, value: Tensor) -> Tensor:
+        return torch.stack(self.exchange(value)).sum(dim=0)
+
+
+def epochs_in(world_size: int, epochs: int) -> list[tuple[list[int], dict[str, Tensor]]]:
+    """Train on ten pairs in some processes; return of each its reference passes an epoch, and what it remembers."""
+    names = [f"example-{index}" for index in range(10)]
+    latents = torch.randn(len(names), 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    boxes, barrier = [None] * world_size, Barrier(world_size, timeout=60)
+
+    def batch(policy: Policy, micro: MicroBatch[Any]) -> ImageBatch:
+        ids = [example.id for example in micro.examples]
+        rows = latents[[names.index(name) for name in ids]].transpose(0, 1).flatten(0, 1)
+        conditions = (policy.encode_prompts(ids),) * 2
+        return ImageBatch(ids, micro.seeds, ids, cache_keys=micro.cache_keys, latents=rows, conditions=conditions)
+
+    def process(rank: int) -> tuple[list[int], dict[str, Tensor]]:
+        policy, processes, calls = ToyPolicy(), Meeting(rank, boxes, barrier), [0] * epochs
+        inner = Counting(policy)
+        ctx = Context(policy, CachedReference(inner, processes.exchange), reduce=processes.sum)
+        method = get_method("diffusion_dpo")
+        strategy = method.strategy(method.strategy.Config())
+        step = GradientPass(strategy, ctx, list(policy.adapters.parameters("default")), processes)  # type: ignore[arg-type]
+        options = LoaderOptions(micro_batch=2, accumulation=3 // world_size, pinned_draws=1)
+        loader = ExampleLoader(
+            [SimpleNamespace(id=name) for name in names], replace(options, rank=rank, world_size=world_size)
+        )
+        for micro_batches in loader:
+            step(Update([batch(policy, micro) for micro in micro_batches]))
+            epoch = loader.position.epoch
+            calls[epoch] = inner.calls - sum(calls[:epoch])
+            if loader.position == Position(epochs - 1, loader.steps_per_epoch or 0):
+                break
+        assert ctx.reference is not None
+        state = ctx.reference.state_dict()
+        return calls, dict(zip(state["keys"], state["values"], strict=True))
+
+    with ThreadPoolExecutor(world_size) as pool:
+        return list(pool.map(process, range(world_size)))
+
+
 class TestCache:
     def test_answers_by_row_and_computes_once(self) -> None:
         policy = ToyPolicy()
@@ -191,6 +255,18 @@ class TestCache:
         parts = [kernel.frozen(ctx, batch, draws, Piece(rows=rows))["reference"] for rows in (slice(0, 3), slice(3, 4))]
         assert inner.calls == 1
         assert torch.equal(torch.cat(parts), first)
+
+    @pytest.mark.parametrize("world_size", [1, 3])
+    def test_every_process_knows_the_values_of_all_from_the_second_epoch_on(self, world_size: int) -> None:
+        """Examples go to other processes in each epoch; a checkpoint holds what the main process knows."""
+        counted = epochs_in(world_size, epochs=3)
+        first = counted[0][1]
+        for (of_first, *later), known in counted:
+            assert of_first > 0
+            assert later == [0, 0]
+            assert sorted(known) == sorted(first)
+            assert all(torch.equal(known[key], value) for key, value in first.items())
+        assert len(first) == 20
 
     def test_round_trip_on_disk(self, tmp_path: Path) -> None:
         policy = ToyPolicy()

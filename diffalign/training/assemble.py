@@ -127,7 +127,7 @@ def _context(domain: Domain, spec: Spec, config: TrainConfig, processes: Process
         specs = parse_rewards(config.reward.rewards) if spec.needs_reward else []
         rewards = domain.load_rewards(specs, processes.device) if specs else {}
     _check_rewards(rewards, spec, config)
-    reference = _start(policy, spec, config)
+    reference = _start(policy, spec, config, processes)
     return Context(
         policy=policy,
         reference=reference if spec.needs_reference else None,
@@ -195,7 +195,7 @@ def _frozen_dtype(config: TrainConfig) -> torch.dtype:
     return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.optim.mixed_precision]
 
 
-def _start(policy: BasePolicy, spec: Spec, config: TrainConfig) -> Reference | None:
+def _start(policy: BasePolicy, spec: Spec, config: TrainConfig, processes: Processes) -> Reference | None:
     """Make the policy trainable and return the frozen start of training."""
     model = config.model
     if spec.trains == "own":
@@ -208,7 +208,7 @@ def _start(policy: BasePolicy, spec: Spec, config: TrainConfig) -> Reference | N
     else:
         policy.train_weights()
         return None
-    return CachedReference(reference) if config.data.pinned_draws else reference
+    return CachedReference(reference, processes.exchange) if config.data.pinned_draws else reference
 
 
 def _source(data: LoadedData, config: TrainConfig, plan: BatchPlan, processes: Processes) -> EncodedSource:

@@ -126,6 +126,8 @@ class GradientPass:
                 else:
                     self._backward(part, statistics, loss_scale / account.weight, account)
         sum_gradients(self._parameters, self._processes)
+        if self._ctx.reference is not None:
+            self._ctx.reference.share()
         return account
 
     def _fill_up(self, batches: list[Batch], counts: list[int]) -> Batch | None:
