@@ -36,7 +36,7 @@ from diffalign.batch import ImageBatch
 from diffalign.errors import UserError
 from diffalign.rewards.transforms import dominates
 from diffalign.rollouts.rollout import Rollout
-from diffalign.strategies.advantages import group_advantages
+from diffalign.strategies.advantages import StdScope, group_advantages
 from diffalign.strategies.base import Context, Update
 from diffalign.strategies.on_policy import PolicyGradient, PolicyGradientConfig
 from diffalign.strategies.registry import register
@@ -70,6 +70,7 @@ class ParrotConfig(PolicyGradientConfig):
         images_per_prompt: images of a caption, among which the front is found. 256: paper.
         updates_per_rollout: optimizer steps that share the images of a rollout. 1: paper.
         advantage: "group": advantages are standardised inside the group; there is no other here.
+        advantage_std: "group": groups are judged by different rewards, whose scales have nothing in common.
         objective: "clipped" or "score_function", see above. "score_function": paper.
         identifiers: put ``<reward k>`` before captions where there are several rewards. True: paper.
         expansion: ``MODULE:FUNCTION`` that turns a list of captions into longer ones; empty for none.
@@ -78,16 +79,19 @@ class ParrotConfig(PolicyGradientConfig):
     images_per_prompt: int = 256
     updates_per_rollout: int = 1
     advantage: Literal["caption", "group", "batch"] = "group"
+    advantage_std: StdScope = "group"
     objective: Literal["clipped", "score_function"] = "clipped"
     identifiers: bool = True
     expansion: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.advantage != "group":
-            raise UserError(
-                f"advantage is {self.advantage!r}: fronts are found inside groups, so it can only be 'group'"
-            )
+        for name in ("advantage", "advantage_std"):
+            if (given := getattr(self, name)) != "group":
+                raise UserError(
+                    f"{name} is {given!r}: fronts are found inside groups, each judged by its own reward, so it can "
+                    "only be 'group'"
+                )
 
 
 @register(

@@ -15,7 +15,7 @@ from diffalign.diffusion.guidance import centred, guided
 from diffalign.errors import UserError
 from diffalign.inference.generate import generate
 from diffalign.rewards.function import FunctionReward
-from diffalign.rollouts.rollout import Judged, RolloutConfig, Rollouts
+from diffalign.rollouts.rollout import Judged, Rollout, RolloutConfig, Rollouts
 from diffalign.rollouts.steps import StochasticSteps
 from diffalign.rollouts.updates import assign, trained_steps
 from diffalign.strategies.on_policy import Advantages, PolicyGradientConfig
@@ -112,6 +112,18 @@ def test_members_off_the_front_are_not_replayed() -> None:
     assert rows <= batches[0].figures["front_share"] * 12 * steps + 1e-6
 
 
+def test_rewards_of_different_scales_count_alike_in_parrot() -> None:
+    """Groups are judged by different rewards: the deviation of one says nothing of the other."""
+    verdict, pick = [0.0, 0.25, 0.75, 1.0], [21.2, 21.3, 21.5, 21.6]
+    table = torch.tensor([[a, b] for a, b in zip(verdict * 2, pick * 2, strict=True)])
+    groups, count = torch.tensor([0] * 4 + [1] * 4), len(table)
+    known = Judged(torch.arange(count), groups, groups, table, torch.ones(count, dtype=torch.bool), torch.arange(count))
+    rollout = Rollout(None, (), known, ("verdict", "pick"), (1.0, 1.0))
+    first, second = make("parrot").advantages(rollout).split(4)  # type: ignore[attr-defined]
+    for advantages in (first, second):
+        assert float(advantages.std(correction=0)) == pytest.approx(1.0, abs=2e-3)
+
+
 def longer(prompts: list[str]) -> list[str]:
     return [f"{prompt}, detailed" for prompt in prompts]
 
@@ -176,6 +188,7 @@ def test_centred_guidance_of_one_caption_is_ordinary_guidance() -> None:
         ("d3po", {"images_per_prompt": 1}),
         ("prdp", {"beta": 0.0}),
         ("parrot", {"advantage": "batch"}),
+        ("parrot", {"advantage_std": "batch"}),
         ("pref_grpo", {"advantage": "caption"}),
     ],
 )
