@@ -188,7 +188,8 @@ class RunOptions:
         resume_from_checkpoint: "latest", or a checkpoint folder; needs the run's ``--output_dir``.
         checkpointing_steps: save every so many optimizer steps; 0 only at the end.
         checkpoints_total_limit: how many checkpoints are kept.
-        report_to: trackers besides ``metrics.jsonl``.
+        report_to: trackers besides ``metrics.jsonl``; "[]" for none. TensorBoard writes into the run folder; Weights &
+            Biases stays offline with ``WANDB_MODE=offline``.
         logging_steps: write metrics every so many optimizer steps.
         validation_prompts: captions drawn before and after (and every ``validation_steps``) with the same seeds;
             empty for the data set's own.
@@ -212,7 +213,7 @@ class RunOptions:
     resume_from_checkpoint: str | None = None
     checkpointing_steps: int = 0
     checkpoints_total_limit: int = 3
-    report_to: list[Literal["tensorboard", "wandb"]] = field(default_factory=list)
+    report_to: list[Literal["tensorboard", "wandb"]] = field(default_factory=lambda: ["tensorboard"])
     logging_steps: int = 1
     validation_prompts: list[str] = field(default_factory=list)
     validation_steps: int = 0

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from diffalign.errors import MissingExtra, UserError, unknown
+from diffalign.errors import UserError, unknown
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -48,14 +48,17 @@ class JsonLines:
 
 
 class TensorBoard:
-    """TensorBoard event files in ``folder/tensorboard``."""
+    """TensorBoard event files in ``folder/tensorboard``.
 
-    def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise MissingExtra("tensorboard", "dev", "--report_to tensorboard") from None
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+    Args:
+        folder: the run folder.
+        resumed_from: curves of an interrupted run end here; later steps will be written again.
+    """
+
+    def __init__(self, folder: Path, resumed_from: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_from + 1 if resumed_from else None)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -103,7 +106,7 @@ def build_trackers(
     trackers: list[Tracker] = [JsonLines(folder / METRICS_FILE, resumed_from)]
     for name in names:
         if name == "tensorboard":
-            trackers.append(TensorBoard(folder))
+            trackers.append(TensorBoard(folder, resumed_from))
         elif name == "wandb":
             trackers.append(WandB(folder, config))
         else:

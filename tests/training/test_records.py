@@ -111,6 +111,19 @@ def test_tensorboard_writes_events(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
+def test_tensorboard_curves_continue_where_a_run_resumes(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for resumed_from, steps in ((0, (1, 2, 3)), (1, (2,))):
+        _, board = build_trackers(["tensorboard"], tmp_path, {}, resumed_from)
+        for step in steps:
+            board.log(step, {"loss": float(10 * resumed_from + step)})
+        board.close()
+    curves = EventAccumulator(str(tmp_path / "tensorboard"))
+    curves.Reload()
+    assert [(event.step, event.value) for event in curves.Scalars("loss")] == [(1, 1.0), (2, 12.0)]
+
+
 def test_grids_and_stacks(tmp_path: Path) -> None:
     from PIL import Image
 
