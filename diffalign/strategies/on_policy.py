@@ -153,6 +153,7 @@ class FromRollouts(Strategy):
 
     def __init__(self, config: RolloutConfig, keep_means: bool = False) -> None:
         super().__init__(config)
+        self.spec = replace(self.spec, replays=True)
         self._rollouts = Rollouts(config, keep_means)
 
     @property

@@ -154,6 +154,11 @@ def _check(spec: Spec, config: TrainConfig) -> None:
         raise UserError(
             f"--pinned_draws would make {config.method!r} sample the same images again: leave the option out"
         )
+    if spec.replays and config.model.lora_dropout:
+        raise UserError(
+            f"{config.method!r} samples without dropout and compares densities with those of training, which "
+            "--lora_dropout would falsify: leave it out"
+        )
     if spec.data != "prompts" and config.data.prompts:
         raise UserError(f"--prompts is for methods that make their own samples; {config.method!r} takes --dataset_name")
     if spec.needs_reward and not config.reward.rewards:

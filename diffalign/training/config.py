@@ -22,7 +22,7 @@ class ModelOptions:
         train_mode: adapters on a frozen base, or all weights of the denoiser with a frozen copy as reference.
         rank: rank of the LoRA adapters.
         lora_alpha: LoRA scale numerator; 0 means equal to the rank (scale 1).
-        lora_dropout: dropout inside the adapters.
+        lora_dropout: dropout inside the adapters; not for methods that replay their own samples.
         lora_targets: module name suffixes that adapters attach to; empty for the family's own.
         start_adapter: folder of an adapter that training starts from; it is then the reference too.
         reference_device: where the frozen copy lives in full fine-tuning ("same" or "cpu").

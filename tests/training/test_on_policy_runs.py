@@ -134,6 +134,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown reward": ({"rewards": "incompresibility"}, "did you mean 'incompressibility'"),
     "no description": ({"rewards": "graded"}, "reads a description of each caption"),
     "pinned draws": ({"pinned_draws": 1}, "leave the option out"),
+    "dropout": ({"lora_dropout": 0.1}, "compares densities .* --lora_dropout would falsify: leave it out"),
     "no randomness": ({"eta": 0.0}, "without randomness"),
     "no steps": ({"rollout_steps": 0}, "expected 1 or more"),
 }
