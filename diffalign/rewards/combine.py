@@ -109,9 +109,10 @@ class _Changed(_Wrapper):
 class Normalised(_Changed):
     """Running mean and standard deviation of all scores seen so far taken out (Welford's update, merged by batch).
 
-    The scores of a call are counted before they are normalised; a frozen wrapper (``frozen = True``) only reads.
-    Statistics are data, not gradients: they are detached. Save and restore them with ``state_dict`` and
-    ``load_state_dict``.
+    The scores of a call are counted before they are normalised; a frozen wrapper (``frozen = True``) only reads. As one
+    image has another score in the next call, there is no gradient to follow. A rollout judges by the wrapped reward and
+    calls :meth:`normalise` once, with the scores of all processes. Save and restore the statistics with ``state_dict``
+    and ``load_state_dict``.
 
     Args:
         reward: the wrapped reward.
@@ -119,14 +120,20 @@ class Normalised(_Changed):
     """
 
     def __init__(self, reward: Reward, epsilon: float = 1e-4) -> None:
-        super().__init__(reward, f"normalised({reward.info.name})", "standard deviations", (-math.inf, math.inf))
+        name = f"normalised({reward.info.name})"
+        super().__init__(reward, name, "standard deviations", (-math.inf, math.inf), differentiable=False)
         self.epsilon, self.frozen = epsilon, False
         self.count, self.mean, self.squares = 0, 0.0, 0.0
 
     def change(self, scores: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return normalised scores, (batch,)."""
+        return self.normalise(scores)
+
+    def normalise(self, scores: Tensor) -> Tensor:
+        """Count scores (batch,), unless frozen, and return them normalised, (batch,) without a graph."""
+        scores = scores.detach()
         if not self.frozen:
-            self._observe(scores.detach().double())
+            self._observe(scores.double())
         deviation = math.sqrt(self.squares / self.count) if self.count > 1 else 1.0
         return (scores - self.mean) / (deviation + self.epsilon)
 

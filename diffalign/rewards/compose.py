@@ -35,7 +35,7 @@ class RewardSpec:
         name: the scorer, or a PickScore-like CLIP model by bundled name, folder or hub name.
         weight: factor in the sum.
         source: other weights than the scorer's official ones.
-        normalise: take the running mean and standard deviation of its scores out.
+        normalise: take the running mean and standard deviation of its scores out; without gradient.
         reference: apply ``log sigmoid(score - reference)``; for scores on a preference-logit scale.
         top: score from which there is nothing more to gain; what lies below is damped by the disagreement of two looks.
         win_rate: take the share of duels won against the other images of the caption in the batch.

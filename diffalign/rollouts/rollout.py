@@ -19,7 +19,8 @@ from diffalign.batch import Condition, ImageBatch
 from diffalign.diffusion.base import NoiseProcess
 from diffalign.diffusion.random import derive_seed
 from diffalign.errors import UserError
-from diffalign.rollouts.gather import gather_rows
+from diffalign.rewards.combine import Normalised
+from diffalign.rollouts.judged import Judged, exchange
 from diffalign.rollouts.scoring import RewardFailed, RolloutScorer, Scored
 from diffalign.rollouts.steps import NoiseSchedule, StochasticSteps
 from diffalign.rollouts.trajectory import Storage, Trajectories, image_seeds, roll_out
@@ -87,27 +88,6 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What all processes know of the images of a rollout, the same on each, ordered by the images' seeds.
-
-    Args:
-        seeds: (n,) int64, one an image.
-        groups: (n,) int64, equal for the images of one caption in this rollout.
-        captions: (n,) int64, equal for images of equal captions, in any rollout.
-        rewards: (n, R) float32, one column a reward; 0 where there is none.
-        valid: (n,) bool, False where a reward failed.
-        own: (rows,) int64, where this process's images are, in the order of its rows.
-    """
-
-    seeds: Tensor
-    groups: Tensor
-    captions: Tensor
-    rewards: Tensor
-    valid: Tensor
-    own: Tensor
-
-
-@dataclass(frozen=True)
 class Rollout:
     """The images of this process, in block order, and what is known of all.
 
@@ -160,7 +140,7 @@ class Rollouts:
         self._config = config
         waits = torch.device("cpu") if config.latents_device == "cpu" else None
         self._storage = Storage(_DTYPES[config.latents_dtype], waits, keep_means)
-        self._rewards: Mapping[str, Any] = {}
+        self._running: Mapping[str, Normalised] = {}
         self._scorers: list[RolloutScorer] = []
 
     def open(self, ctx: Context) -> None:
@@ -173,8 +153,9 @@ class Rollouts:
             raise UserError("a rollout needs a reward: name one or more with --rewards")
         self._config.sampler(ctx.policy.process)
         on_failure: Literal["stop", "skip"] = "skip" if ctx.skip_failed_rewards else "stop"
-        self._rewards = ctx.rewards
-        self._scorers = [RolloutScorer(r, ctx.folder / "failures", on_failure) for r in ctx.rewards.values()]
+        self._running = {name: r for name, r in ctx.rewards.items() if isinstance(r, Normalised)}
+        judges = [r.reward if isinstance(r, Normalised) else r for r in ctx.rewards.values()]
+        self._scorers = [RolloutScorer(judge, ctx.folder / "failures", on_failure) for judge in judges]
 
     def __call__(self, ctx: Context, batches: Sequence[ImageBatch], known: Tensor | None = None) -> Rollout:
         """Sample ``images_per_prompt`` images of every caption and judge them; all processes together.
@@ -197,11 +178,13 @@ class Rollouts:
         if known is not None:
             rewards, valid = known, known.isfinite().all(1)
         numbers = torch.stack([seeds, example_seeds.repeat(images), captions.repeat(images), valid.long()], dim=1)
-        judged = _exchange(ctx, numbers, rewards)
+        judged = exchange(ctx, numbers, rewards)
         if not bool(judged.valid.any()):
             raise RewardFailed(
                 f"no image of the rollout could be judged ({len(judged.valid)} failed): the reward itself does not work"
             )
+        if known is None:
+            self._normalise(judged.rewards, judged.valid, tuple(ctx.rewards))
         return Rollout(
             trajectories,
             [name for batch in batches for name in batch.ids],
@@ -251,15 +234,23 @@ class Rollouts:
         rewards, valid = _joined([[f.result() for f in futures] for futures in pending], order, len(self._scorers))
         return Trajectories.cat(parts).select(order), rewards, valid
 
+    def _normalise(self, rewards: Tensor, valid: Tensor, names: Sequence[str]) -> None:
+        """Take running statistics out of columns (n, R) whose reward asks for it, in place.
+
+        The rows are those of all processes, in the order of seeds, so that all of them come to the same statistics.
+        """
+        for column, name in enumerate(names):
+            if name in self._running:
+                rewards[valid, column] = self._running[name].normalise(rewards[valid, column])
+
     def state_dict(self) -> dict[str, Any]:
-        """What rewards remember of the images they have seen (running normalisation)."""
-        remembering = {name: r.state_dict() for name, r in self._rewards.items() if hasattr(r, "state_dict")}
-        return {"rewards": remembering} if remembering else {}
+        """Running statistics of rewards."""
+        return {"rewards": {name: r.state_dict() for name, r in self._running.items()}} if self._running else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         for name, value in state.get("rewards", {}).items():
-            self._rewards[name].load_state_dict(value)
+            self._running[name].load_state_dict(value)
 
 
 @torch.no_grad()
@@ -283,15 +274,3 @@ def _joined(scored: list[list[Scored]], order: Tensor, rewards: int) -> tuple[Te
     table = [torch.stack([score.rewards.cpu() for score in part], dim=1) for part in scored]
     valid = [torch.stack([score.valid.cpu() for score in part], dim=1).all(1) for part in scored]
     return torch.cat(table)[order], torch.cat(valid)[order]
-
-
-def _exchange(ctx: Context, numbers: Tensor, rewards: Tensor) -> Judged:
-    """Give every process the numbers (rows, 4) and rewards (rows, R) of all, ordered by the images' seeds."""
-    every, own = gather_rows(numbers.to(ctx.device), ctx.rank, ctx.world_size, ctx.reduce)
-    scores, _ = gather_rows(rewards.to(ctx.device), ctx.rank, ctx.world_size, ctx.reduce)
-    every, scores = every.cpu(), scores.cpu()
-    order = every[:, 0].argsort()
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order))
-    seeds, groups, captions, valid = every[order].unbind(1)
-    return Judged(seeds, groups, captions, scores[order], valid.bool(), place[own])

@@ -66,8 +66,8 @@ class Spec:
         lockstep: which hooks take the same passes through the networks, in number and order, for any micro-batch of the
             same size: all of them, all but ``draw``, or none (methods that sample). Processes that share a network in
             shards must stay in step: while the others run they hold it whole, or the method is refused there.
-        replays: steps that were sampled are evaluated again, and the densities compared: the network must be the same both
-            times, without dropout.
+        replays: steps that were sampled are evaluated again and the densities compared, so that the network must be the
+            same both times, without dropout.
         piece_dim: dimension along which the terms of several pieces are joined (0 rows, 1 columns).
         frozen_policies: names of further frozen policies the run must provide.
         waived_guards: guard name -> why it does not apply ("zero_gradient", ...).

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from diffalign.batch import ImageBatch
 from diffalign.errors import UserError
-from diffalign.rollouts.rollout import Judged, Rollout, RolloutConfig, Rollouts
+from diffalign.rollouts.judged import Judged
+from diffalign.rollouts.rollout import Rollout, RolloutConfig, Rollouts
 from diffalign.rollouts.transitions import TransitionBatch, TransitionKernel
 from diffalign.rollouts.updates import image_updates
 from diffalign.strategies.advantages import PromptStatistics, StdScope, batch_advantages, group_advantages

@@ -171,6 +171,12 @@ def _check(spec: Spec, config: TrainConfig) -> None:
     trained = parse_rewards(config.reward.rewards) if config.reward.rewards else []
     if watched in [part.label for part in trained]:
         raise UserError(f"--early_stop_reward {watched} is trained on and cannot tell when to stop: name another")
+    running = [part.label for part in trained if part.normalise]
+    if spec.needs_reward == "differentiable" and running:
+        raise UserError(
+            f"{config.method!r} follows the gradient of {', '.join(running)}, which 'normalise' changes with every "
+            "image seen: give it a weight instead"
+        )
     if config.model.train_mode == "full" and config.model.start_adapter:
         raise UserError("--start_adapter needs --train_mode lora: all weights cannot train beside an adapter")
 

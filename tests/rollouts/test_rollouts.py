@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier, Thread
-from typing import Any
+from threading import Barrier
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from torch import Tensor
 
+from diffalign.batch import ImageBatch
 from diffalign.errors import UserError
 from diffalign.rewards.base import Reward, RewardInfo
+from diffalign.rewards.combine import Normalised
 from diffalign.rollouts.gather import gather_rows
+from diffalign.rollouts.rollout import RolloutConfig, Rollouts
 from diffalign.rollouts.scoring import RolloutScorer
 from diffalign.rollouts.steps import StochasticSteps
 from diffalign.rollouts.trajectory import Storage, Trajectories, image_seeds, replay, roll_out
 from diffalign.strategies.advantages import group_advantages
+from diffalign.strategies.base import Reduce
 from diffalign.strategies.policy_gradient import ClippedObjective
+from tests.battery.on_policy import REWARDS, captions, context
 from tests.factories import ToyPolicy
+
+T = TypeVar("T")
 
 PROMPTS = ("a a", "a bb", "a ccc")
 SHAPE = (3, 4, 4)
@@ -104,14 +112,12 @@ def test_failing_rewards_stop_with_the_image_or_skip_it(reward: Brightness, tmp_
     torch.testing.assert_close(scored.rewards[[0, 2]], images[[0, 2]].flatten(1).mean(1))
 
 
-def test_two_processes_see_the_groups_of_one() -> None:
-    rewards, groups = torch.tensor([0.1, 0.9, 0.4, 0.7, 0.2]), torch.tensor([0, 1, 0, 1, 0])
-    alone = group_advantages(rewards, groups)
-    parts, results = (slice(0, 3), slice(3, 5)), {}
+def in_two_processes(work: Callable[[int, Reduce], T]) -> list[T]:
+    """Run work(rank, reduce) in two threads whose ``reduce`` sums over both."""
     boxes: list[Tensor | None] = [None, None]
     barrier = Barrier(2, timeout=20)
 
-    def process(rank: int) -> None:
+    def process(rank: int) -> T:
         def reduce(value: Tensor) -> Tensor:
             boxes[rank] = value
             barrier.wait()
@@ -119,16 +125,52 @@ def test_two_processes_see_the_groups_of_one() -> None:
             barrier.wait()
             return total
 
+        return work(rank, reduce)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(process, range(2)))
+
+
+def test_two_processes_see_the_groups_of_one() -> None:
+    rewards, groups = torch.tensor([0.1, 0.9, 0.4, 0.7, 0.2]), torch.tensor([0, 1, 0, 1, 0])
+    alone = group_advantages(rewards, groups)
+    parts = (slice(0, 3), slice(3, 5))
+
+    def advantages(rank: int, reduce: Reduce) -> Tensor:
         every, own = gather_rows(rewards[parts[rank]], rank, 2, reduce)
         named, _ = gather_rows(groups[parts[rank]], rank, 2, reduce)
-        results[rank] = group_advantages(every, named)[own]
+        return group_advantages(every, named)[own]
 
-    threads = [Thread(target=process, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert torch.cat([results[0], results[1]]).equal(alone)
+    assert torch.cat(in_two_processes(advantages)).equal(alone)
+
+
+def test_running_statistics_are_those_of_all_processes_taken_once_a_rollout() -> None:
+    config = RolloutConfig(images_per_prompt=2, rollout_steps=2, rollout_batch_size=2)
+
+    def judged(parts: Callable[[list[ImageBatch]], list[ImageBatch]], **place: Any) -> tuple[Tensor, dict[str, Any]]:
+        policy, engine = ToyPolicy(), Rollouts(config)
+        ctx = context(policy, {"bright": Normalised(REWARDS["bright"]), "red": REWARDS["red"]}, **place)
+        engine.open(ctx)
+        rollouts = [engine(ctx, parts(captions(policy, 4, start=epoch))) for epoch in range(2)]
+        return torch.stack([rollout.judged.rewards for rollout in rollouts]), engine.state_dict()
+
+    def share(rank: int, reduce: Reduce) -> tuple[Tensor, dict[str, Any]]:
+        return judged(lambda batches: batches[rank::2], rank=rank, world_size=2, reduce=reduce)
+
+    policy, raw = ToyPolicy(), Rollouts(config)
+    raw.open(context(policy))
+    seen = torch.stack([raw(context(policy), captions(policy, 4, start=epoch)).judged.rewards for epoch in range(2)])
+    rewards, state = judged(list)
+    for epoch in range(2):  # the statistics of a rollout are those of all images up to and with it
+        known = seen[: epoch + 1, :, 0].double()
+        expected = (seen[epoch, :, 0] - known.mean()) / (known.std(correction=0) + 1e-4)
+        torch.testing.assert_close(rewards[epoch, :, 0], expected.float())
+    assert rewards[..., 1].equal(seen[..., 1])
+    first, second = in_two_processes(share)
+    assert first[0].equal(second[0])
+    assert first[1] == second[1]
+    torch.testing.assert_close(first[0], rewards)
+    assert first[1]["rewards"]["bright"] == pytest.approx(state["rewards"]["bright"])
 
 
 def brightness_after_training(family: str, direction: float, epochs: int = 8, images: int = 8) -> float:

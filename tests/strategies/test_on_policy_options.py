@@ -15,7 +15,8 @@ from diffalign.diffusion.guidance import centred, guided
 from diffalign.errors import UserError
 from diffalign.inference.generate import generate
 from diffalign.rewards.function import FunctionReward
-from diffalign.rollouts.rollout import Judged, Rollout, RolloutConfig, Rollouts
+from diffalign.rollouts.judged import Judged
+from diffalign.rollouts.rollout import Rollout, RolloutConfig, Rollouts
 from diffalign.rollouts.steps import StochasticSteps
 from diffalign.rollouts.updates import assign, trained_steps
 from diffalign.strategies.on_policy import Advantages, PolicyGradientConfig

@@ -77,3 +77,11 @@ def test_a_resumed_run_ends_with_the_same_weights(world: dict[str, str], tmp_pat
 def test_a_reward_without_gradient_is_refused(world: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no gradient"):
         run(world, "draft_k", tmp_path / "run", rewards="incompressibility")
+
+
+def test_a_reward_whose_scale_moves_is_refused_where_its_gradient_is_followed(
+    world: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "rewards.yaml").write_text("- {name: tiny-pickscore, normalise: true}\n")
+    with pytest.raises(UserError, match="follows the gradient of tiny-pickscore, which 'normalise' changes"):
+        run(world, "draft_k", tmp_path / "run", rewards=str(tmp_path / "rewards.yaml"))
