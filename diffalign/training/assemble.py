@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from diffalign.strategies.registry import get_method
 from diffalign.training.checkpoint import RunIdentity
 from diffalign.training.config import BatchPlan, TrainConfig, plan_batches
 from diffalign.training.domain import Domain, LoadedData, domain_of
+from diffalign.training.launch import launched_precision
 from diffalign.training.loop import RunRecord, RunResult, Trainer
 from diffalign.training.memory import estimate, refuse_if_too_large
 from diffalign.training.optim import scaled_learning_rate
@@ -145,6 +147,12 @@ def _context(domain: Domain, spec: Spec, config: TrainConfig, processes: Process
 
 def _check(spec: Spec, config: TrainConfig) -> None:
     """Refuse contradictions between method and options before anything is loaded."""
+    launched, own = launched_precision(os.environ), config.optim.mixed_precision
+    if launched and own != launched:
+        raise UserError(
+            f"accelerate is configured for --mixed_precision {launched}, but the run's own --mixed_precision is {own}: "
+            "say it in one place"
+        )
     if spec.moving_reference and config.data.pinned_draws:
         raise UserError(
             f"--pinned_draws caches values of the reference, but the reference of {config.method!r} moves during the "

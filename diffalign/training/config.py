@@ -146,7 +146,8 @@ class OptimOptions:
         max_grad_norm: clip the global gradient norm; 0 switches clipping off.
         use_ema: keep an exponential moving average of the trained weights and export that.
         ema_decay: its decay a step.
-        mixed_precision: autocast type.
+        mixed_precision: autocast type, and type of frozen weights; where it is not given, what ``accelerate launch
+            --mixed_precision`` says.
         seed: the run's seed.
     """
 

@@ -1,7 +1,10 @@
-"""``accelerate launch --cpu --num_processes N`` on one machine: make it mean N processes.
+"""What ``accelerate launch`` says to the scripts that it starts.
 
-For processors accelerate starts a single process and leaves the rest to MPI. It does so without a word, and a run
-would go on with another global batch than was asked for. Where that has happened the processes are started here.
+``--cpu --num_processes N`` on one machine means N processes. For processors accelerate starts a single process and
+leaves the rest to MPI. It does so without a word, and a run would go on with another global batch than was asked for.
+Where that has happened the processes are started here.
+
+``--mixed_precision`` is the run's option of the same name, said in another place.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+
+from diffalign.errors import UserError
 
 _STARTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -43,3 +48,20 @@ def start_missing_processes() -> None:
     if count:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
         os.execv(sys.executable, [*command, *sys.argv])
+
+
+def launched_precision(environment: Mapping[str, str]) -> str | None:
+    """Return the mixed precision that accelerate was launched with, "bf16" or "fp16"; None where it was not.
+
+    The launcher's "no" decides nothing: it is also what it passes on where nothing was said.
+
+    Args:
+        environment: of this process; accelerate leaves its choice there.
+
+    Raises:
+        UserError: for types that runs do not know (fp8).
+    """
+    launched = environment.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", "fp16", "bf16"):
+        raise UserError(f"accelerate is configured for --mixed_precision {launched}: give it bf16, fp16 or no")
+    return None if launched == "no" else launched

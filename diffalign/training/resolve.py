@@ -13,6 +13,7 @@ from diffalign.errors import UserError
 from diffalign.strategies.base import Spec
 from diffalign.strategies.registry import get_method
 from diffalign.training.config import GROUPS, ModelOptions, TrainConfig, option_defaults
+from diffalign.training.launch import launched_precision
 from diffalign.training.option_types import check_types
 
 PRESETS = Path(__file__).resolve().parent.parent / "presets"
@@ -60,7 +61,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def resolve_defaults(method: str, model: str | None = None) -> dict[str, Any]:
-    """Return every option of a run with its default after the preset of its model."""
+    """Return every option of a run with its default: the preset's of its model, the launcher's mixed precision."""
     record = get_method(method)
     model = model or default_model(record.strategy.spec)
     defaults = option_defaults(record.strategy.Config)
@@ -68,7 +69,9 @@ def resolve_defaults(method: str, model: str | None = None) -> dict[str, Any]:
     strange = sorted(set(preset) - set(defaults))
     if strange:
         raise ValueError(f"preset {model}/{method} names options that do not exist: {strange}")
-    return {**defaults, "pretrained_model_name_or_path": model, **preset}
+    launched = launched_precision(os.environ)
+    at_launch = {"mixed_precision": launched} if launched else {}
+    return {**defaults, "pretrained_model_name_or_path": model, **preset, **at_launch}
 
 
 def resolve_config(method: str, options: Mapping[str, Any]) -> TrainConfig:

@@ -11,6 +11,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
+import diffalign
+from diffalign.cli.parser import parse_train
 from diffalign.errors import UserError
 from diffalign.strategies.base import Context
 from diffalign.training.launch import missing_processes
@@ -18,6 +20,7 @@ from diffalign.training.memory import MemoryEstimate, estimate, out_of_memory, r
 from diffalign.training.processes import Processes
 from diffalign.training.progress import ProgressDisplay
 from diffalign.training.report import FLAT_INTERVALS, Reporter, Spent
+from diffalign.training.resolve import resolve_config
 from diffalign.training.runfolder import RunFolder, choose_folder, environment, model_card
 from diffalign.training.step import StepResult
 from diffalign.training.stopwatch import Stopwatch
@@ -206,3 +209,36 @@ def test_progress_says_what_is_asked_for(capsys: pytest.CaptureFixture[str]) -> 
 )
 def test_processes_that_were_not_started(environment: dict[str, str], launcher: list[str], expected: int) -> None:
     assert missing_processes(environment, launcher) == expected
+
+
+@pytest.mark.parametrize(
+    ("launched", "given", "expected"),
+    [
+        ("no", [], "no"),
+        ("no", ["--mixed_precision", "bf16"], "bf16"),
+        ("bf16", [], "bf16"),
+        ("fp16", ["--mixed_precision", "fp16"], "fp16"),
+    ],
+)
+def test_mixed_precision_of_the_launcher_is_the_default(
+    launched: str, given: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    config = parse_train(["--method", "sft", *given], "image", "train")
+    assert config.optim.mixed_precision == expected
+    assert resolve_config("sft", {given[0][2:]: given[1]} if given else {}) == config
+
+
+@pytest.mark.parametrize(
+    ("launched", "message"),
+    [
+        ("bf16", "configured for --mixed_precision bf16, but the run's own --mixed_precision is no"),
+        ("fp8", "configured for --mixed_precision fp8: give it bf16, fp16 or no"),
+    ],
+)
+def test_mixed_precision_that_contradicts_the_launcher_is_refused(
+    launched: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    with pytest.raises(UserError, match=message):
+        diffalign.train([], method="sft", mixed_precision="no")
