@@ -6,15 +6,42 @@ rejected one; all functions are element-wise and keep the logit's type (float32 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffalign.errors import unknown
+from diffalign.errors import UserError, unknown
 
 Head = Literal["sigmoid", "hinge", "ipo"]
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """What every objective on pairs offers, of images or of texts; methods add their own constants.
+
+    Args:
+        sft_weight: weight of plain fine-tuning on the chosen example, added to the loss. 0: none of the papers has it.
+        rejected_gradient_scale: factor on the gradient through the rejected example; below 1 protects against a loss
+            that falls only because rejected examples get ever worse. 1: the papers.
+    """
+
+    sft_weight: float = 0.0
+    rejected_gradient_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("sft_weight", "rejected_gradient_scale"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}: expected 0 or more")
+
+
+def scale_gradient(value: Tensor, scale: float | Tensor) -> Tensor:
+    """Return ``value`` unchanged, with its gradient multiplied by ``scale``, one number or a tensor like ``value``."""
+    if isinstance(scale, float) and scale == 1.0:
+        return value
+    return value.detach() + scale * (value - value.detach())
 
 
 def preference_loss(

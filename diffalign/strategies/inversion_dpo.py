@@ -39,9 +39,10 @@ from diffalign.batch import ImageBatch
 from diffalign.errors import UserError
 from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Spec, Terms
 from diffalign.strategies.diffusion_dpo import DiffusionDPO, DiffusionDPOConfig
+from diffalign.strategies.heads import scale_gradient
 from diffalign.strategies.inversion_path import PathDraws, PathKernel, PathOwner
 from diffalign.strategies.pair_kernel import Noised
-from diffalign.strategies.pair_loss import PairConfig, PairObjective, PairStrategy, scale_gradient
+from diffalign.strategies.pair_loss import PairConfig, PairObjective, PairStrategy
 from diffalign.strategies.registry import register
 from diffalign.strategies.sft import SFT, SFTConfig
 
@@ -166,7 +167,9 @@ class InversionDPO(PairStrategy):
         along = 2 * batch.size * moves
         weighted = terms.policy[:along] * terms.frozen["path_weight"][:along]
         s_w, s_l = weighted.view(moves, -1).mean(dim=0).chunk(2)  # S / N, (B,)
-        margin = self.config.sign * (s_w - scale_gradient(s_l, self.config.rejected_gradient_scale))
+        # the gradient at the predictions of a path is as long as the root of this
+        lengths = (weighted.detach() * terms.frozen["path_weight"][:along]).view(moves, -1).mean(dim=0).chunk(2)
+        margin = self.config.sign * (s_w - scale_gradient(s_l, self.config.rejected_scale(*lengths)))
         output = self.objective.from_margin(margin, terms.policy[along:, 0])
         metrics = {
             "winner_margin": self.config.sign * s_w.detach(),

@@ -7,12 +7,11 @@ With err the mean squared error of an image, lower = better, and the reference's
     loss = mean over pairs of  head(z) + sft_weight * err_w
 
 The factor 0.5 and the mean over elements are those of Diffusion-DPO's code. In the paper's terms, a sum over the n
-elements of an image, the same logit has ``beta_sum = 0.5 * beta / n`` (:func:`beta_for_sums`).
+elements of an image, the same logit has ``beta_sum = 0.5 * beta / n`` (:mod:`diffalign.strategies.beta`).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +20,8 @@ from torch import Tensor
 
 from diffalign.errors import UserError
 from diffalign.strategies.base import Context, LossOutput, Strategy, Terms
-from diffalign.strategies.heads import Head, accuracy, preference_loss
+from diffalign.strategies.beta import describe_beta
+from diffalign.strategies.heads import Head, PairOptions, accuracy, preference_loss, scale_gradient
 
 
 class PairErrors(NamedTuple):
@@ -65,33 +65,35 @@ class PairErrors(NamedTuple):
         return {name: value.detach() for name, value in values.items()}
 
 
-def scale_gradient(value: Tensor, scale: float) -> Tensor:
-    """Return ``value`` unchanged, with its gradient multiplied by ``scale``."""
-    return value if scale == 1.0 else value.detach() + scale * (value - value.detach())
-
-
-def beta_for_sums(beta: float, elements: int) -> float:
-    """Return the beta of errors summed over an image's elements (the paper's) that gives the logit of ``beta`` here."""
-    return 0.5 * beta / elements
-
-
 @dataclass(frozen=True)
-class PairConfig:
-    """Options of every pairwise objective; methods add their own constants.
+class PairConfig(PairOptions):
+    """Options of every objective on denoising errors of pairs; methods add their own constants.
 
     Args:
-        sft_weight: weight of the chosen image's own error, added to the loss. 0: none of the papers has it.
-        rejected_gradient_scale: factor on the gradient through the rejected image; below 1 protects against a loss that
-            falls only because rejected images are denoised ever worse. 1: the papers.
+        rejected_gradient_ratio: bound on the gradient at the rejected image's prediction, as a multiple of that at the
+            chosen one's: where it is longer it is shortened. 0: no bound, as in the papers.
     """
 
-    sft_weight: float = 0.0
-    rejected_gradient_scale: float = 1.0
+    rejected_gradient_ratio: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("sft_weight", "rejected_gradient_scale"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}: expected 0 or more")
+        super().__post_init__()
+        if self.rejected_gradient_ratio < 0:
+            raise UserError(f"rejected_gradient_ratio is {self.rejected_gradient_ratio}: expected 0 or more")
+
+    def rejected_scale(self, err_w: Tensor, err_l: Tensor) -> float | Tensor:
+        """Return the factor on the gradient through the rejected images, without a gradient of its own.
+
+        The gradient of a squared error at the prediction is as long as the square root of the error. So the factor is
+        ``rejected_gradient_scale * min(1, rejected_gradient_ratio * sqrt(err_w / err_l))``.
+
+        Args:
+            err_w, err_l: errors of chosen and rejected images, of shapes that broadcast.
+        """
+        if not self.rejected_gradient_ratio:
+            return self.rejected_gradient_scale
+        relative = (err_w.detach() / err_l.detach().clamp_min(torch.finfo(err_l.dtype).tiny)).sqrt()
+        return self.rejected_gradient_scale * (self.rejected_gradient_ratio * relative).clamp(max=1)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class PairObjective:
 
     Args:
         beta: inverse temperature, with the factor 0.5 and errors averaged over elements.
-        options: weight of supervision, scale of the rejected gradient.
+        options: weight of supervision, scale and bound of the rejected gradient.
         head: which loss of the logit.
         label_smoothing: probability that a label is wrong; for the sigmoid head only.
     """
@@ -117,7 +119,7 @@ class PairObjective:
             errors: of the pairs of a micro-batch.
             weight: factor on each pair's margin, inside the head; (B,) or one for all.
         """
-        d_l = scale_gradient(errors.d_l, self.options.rejected_gradient_scale)
+        d_l = scale_gradient(errors.d_l, self.options.rejected_scale(errors.err_w, errors.err_l))
         output = self.from_margin(weight * (errors.d_w - d_l), errors.err_w)
         return LossOutput(output.loss, {**output.metrics, **errors.metrics()})
 
@@ -149,9 +151,4 @@ class PairStrategy(Strategy):
     objective: PairObjective
 
     def describe(self, ctx: Context) -> tuple[str, ...]:
-        elements = math.prod(ctx.policy.latent_shape(*ctx.policy.default_resolution))
-        beta, prediction = self.objective.beta, ctx.policy.process.prediction_type
-        return (
-            f"beta {beta:g} on errors of {prediction} averaged over the {elements} elements of an image, "
-            f"{beta_for_sums(beta, elements):.3g} on their sums",
-        )
+        return describe_beta(ctx, self.objective.beta)

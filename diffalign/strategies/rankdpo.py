@@ -31,10 +31,11 @@ from torch import Tensor
 
 from diffalign.batch import ImageBatch
 from diffalign.errors import UserError
-from diffalign.strategies.base import Kernel, LossOutput, Spec, Strategy, Terms
-from diffalign.strategies.heads import accuracy, preference_loss
+from diffalign.strategies.base import Context, Kernel, LossOutput, Spec, Strategy, Terms
+from diffalign.strategies.beta import describe_beta
+from diffalign.strategies.heads import accuracy, preference_loss, scale_gradient
 from diffalign.strategies.pair_kernel import DenoisingKernel, fresh_noise, own_noise
-from diffalign.strategies.pair_loss import PairConfig, PairErrors, scale_gradient
+from diffalign.strategies.pair_loss import PairConfig, PairErrors
 from diffalign.strategies.registry import register
 
 
@@ -93,9 +94,9 @@ def pair_weights(phi: Tensor, normalise: bool = False) -> Tensor:
     return delta / delta.sum((1, 2), keepdim=True).clamp_min(1e-12) if normalise else delta
 
 
-def differences(left: Tensor, right: Tensor | None = None) -> Tensor:
-    """Return ``[b, i, j] = left[b, i] - right[b, j]`` of (B, N) values; ``right`` is ``left`` by default."""
-    return left[:, :, None] - (left if right is None else right)[:, None, :]
+def differences(values: Tensor) -> Tensor:
+    """Return ``[b, i, j] = values[b, i] - values[b, j]`` of (B, N) values."""
+    return values[:, :, None] - values[:, None, :]
 
 
 @register(
@@ -120,7 +121,8 @@ class RankDPO(Strategy):
         phi = preference_probabilities(self._scores(batch, err))
         weights = pair_weights(phi, config.normalise_weights)
         d = ref_err - err
-        margins = differences(d, scale_gradient(d, config.rejected_gradient_scale))  # (B, N, N)
+        d_l = d[:, None, :].expand_as(weights)  # (B, N, N)
+        margins = d[:, :, None] - scale_gradient(d_l, config.rejected_scale(err[:, :, None], err[:, None, :]))
         losses = (weights * preference_loss(margins, config.beta)).sum((1, 2))
 
         rank = ranks(phi)
@@ -137,6 +139,10 @@ class RankDPO(Strategy):
             "effective_weight": (weights * torch.sigmoid(-logits)).sum((1, 2)),
         }
         return LossOutput(losses.mean(), metrics | ends.metrics())
+
+    def describe(self, ctx: Context) -> tuple[str, ...]:
+        """What beta is in the paper's terms; there is no factor 0.5 here."""
+        return describe_beta(ctx, self.config.beta, factor=1.0)
 
     @staticmethod
     def _scores(batch: ImageBatch, like: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ the caption of every winner (w), and it is the reference. One timestep for both 
     s    = sign(d_w), no gradient    +1: r is a loser, -1: r is another winner
     loss = mean over winners of -log sigmoid(0.5 beta (d_w - s d_r))
 
+A sampled image that counts as a loser may have its gradient scaled or bounded, as in every method on pairs.
 The loss starts at log 2. Errors are means over elements, and beta is that of Diffusion-DPO's code, since the paper's
 constants are unknown. The same formula serves epsilon, v and flow. Only adapters can be kept (``--train_mode lora``),
 and all of them are: in main memory and in the run's checkpoints.
@@ -31,9 +32,10 @@ from diffalign.diffusion.sampling import sample
 from diffalign.errors import UserError, unknown
 from diffalign.policies.pool import PAST_ADAPTER, AdapterPool
 from diffalign.references import NamedAdapter
-from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Spec, Strategy, Terms, Update
+from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Spec, Terms, Update
+from diffalign.strategies.heads import scale_gradient
 from diffalign.strategies.pair_kernel import DenoisingKernel, Noised, own_noise
-from diffalign.strategies.pair_loss import PairErrors, PairObjective
+from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective, PairStrategy
 from diffalign.strategies.registry import register
 
 Flip = Literal["sign", "indicator", "none"]
@@ -59,18 +61,20 @@ def anchor_sign(d_w: Tensor, flip: Flip = "sign", tolerance: float = 0.0) -> Ten
     return sign.clamp(min=0) if flip == "indicator" else sign
 
 
-def anchored_margin(errors: PairErrors, sign: Tensor) -> Tensor:
+def anchored_margin(errors: PairErrors, sign: Tensor, loser_scale: float | Tensor = 1.0) -> Tensor:
     """Return ``d_w - s d_r``, (B,), the sampled images standing in the place of the rejected ones.
 
     Args:
         errors: of winners and sampled images.
         sign: (B,) of :func:`anchor_sign`.
+        loser_scale: factor on the gradient through sampled images that count as losers, one or (B,).
     """
-    return errors.d_w - sign * errors.d_l
+    scale = torch.where(sign > 0, loser_scale, 1.0)
+    return errors.d_w - sign * scale_gradient(errors.d_l, scale)
 
 
 @dataclass(frozen=True)
-class SePPOConfig:
+class SePPOConfig(PairConfig):
     """Constants of SePPO.
 
     Args:
@@ -95,6 +99,7 @@ class SePPOConfig:
     rollout_guidance_scale: float = 7.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("checkpoint_steps", "rollout_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: expected 1 or more")
@@ -107,7 +112,7 @@ class SePPOConfig:
     repository="https://github.com/DwanZhang-AI/SePPO",
     family="self-play",
 )
-class SePPO(Strategy):
+class SePPO(PairStrategy):
     """Learns from winners and from its own past."""
 
     spec = Spec(data="winners", needs_reference=False, moving_reference=True, lockstep="none")
@@ -115,7 +120,7 @@ class SePPO(Strategy):
 
     def __init__(self, config: SePPOConfig) -> None:
         super().__init__(config)
-        self.objective = PairObjective(config.beta)
+        self.objective = PairObjective(config.beta, config)
         self.pool = AdapterPool()
 
     def kernel(self) -> Kernel:
@@ -150,7 +155,8 @@ class SePPO(Strategy):
         """Return the mean over winners."""
         errors = PairErrors.of(terms)
         sign = anchor_sign(errors.d_w, self.config.flip, self.config.sign_tolerance)
-        output = self.objective.from_margin(anchored_margin(errors, sign))
+        scale = self.config.rejected_scale(errors.err_w, errors.err_l)
+        output = self.objective.from_margin(anchored_margin(errors, sign, scale), errors.err_w)
         return LossOutput(output.loss, {**output.metrics, **errors.metrics(), "anchor_sign": sign})
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from diffalign.policies.base import Policy
 from diffalign.strategies.base import Terms, Update
+from diffalign.strategies.beta import beta_for_sums
 from diffalign.strategies.metrics import GLOSSARY
 from diffalign.strategies.registry import get_method, list_methods
 from diffalign.training.processes import Processes
@@ -259,7 +260,18 @@ def test_state_survives_a_round_trip_and_foreign_state_is_refused(name):
         other.load_state_dict({"of_another_method": 1})
 
 
-@every_pair_method
+@pytest.mark.parametrize(("names", "factor"), [([*PAIRS, "seppo"], 0.5), (["rankdpo"], 1.0)])
+def test_the_header_says_what_beta_is_on_sums(names, factor):
+    policy = CountingPolicy()
+    elements = math.prod(policy.latent_shape(*policy.default_resolution))
+    for name in names:
+        strategy = make(name)
+        (line,) = strategy.describe(context(policy, strategy))
+        assert f"beta 20 on errors of epsilon averaged over the {elements} elements" in line
+        assert f"{beta_for_sums(20.0, elements, factor):.3g} on their sums" in line
+
+
+@pytest.mark.parametrize("name", [*PAIRS, "seppo"])
 def test_supervision_and_the_rejected_gradient_scale(name):
     policy = CountingPolicy(delta=MOVED, double=True)
     batch = batch_for(name, policy, dtype=torch.float64)

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from diffalign.errors import UserError
-from diffalign.strategies.heads import accuracy, preference_loss
-from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective, beta_for_sums, scale_gradient
+from diffalign.strategies.beta import beta_for_sums
+from diffalign.strategies.heads import accuracy, preference_loss, scale_gradient
+from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective
 from tests.strategies.support import numbers, terms
 
 ERRORS = PairErrors.of(terms(numbers(6), numbers(6, seed=1)))
@@ -91,6 +92,22 @@ def test_scaled_gradients_leave_values_alone():
     assert scale_gradient(value, 1.0) is value
 
 
+def test_the_rejected_gradient_is_no_longer_than_a_multiple_of_the_chosen_one():
+    """In the space of predictions: there the gradient of an error is what a step moves."""
+    target, predictions = torch.zeros(4, 6, dtype=torch.float64), numbers(4, 6, low=0.5, high=1.0)
+    predictions[2] *= 10.0  # a rejected image far off
+    lengths = {}
+    for ratio in (0.0, 0.5):
+        leaf = predictions.clone().requires_grad_()
+        errors = PairErrors.of(terms((leaf - target).square().mean(1), numbers(4, seed=1)))
+        output = PairObjective(2.0, PairConfig(rejected_gradient_ratio=ratio))(errors)
+        (slope,) = torch.autograd.grad(output.loss, leaf)
+        lengths[ratio] = slope.norm(dim=1)
+    assert_close(lengths[0.5][:2], lengths[0.0][:2])  # chosen
+    assert_close(lengths[0.5][2:], torch.minimum(lengths[0.0][2:], 0.5 * lengths[0.0][:2]))
+    assert lengths[0.5][2] < 0.1 * lengths[0.0][2]
+
+
 def test_swapping_pairs_exchanges_their_errors():
     back = ERRORS.swapped(torch.tensor([True, False, True]))
     assert_close(back.err_w, torch.stack([ERRORS.err_l[0], ERRORS.err_w[1], ERRORS.err_l[2]]))
@@ -107,7 +124,7 @@ def test_the_papers_beta():
     assert beta_for_sums(5000, 65536) == pytest.approx(0.038, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["sft_weight", "rejected_gradient_scale"])
+@pytest.mark.parametrize("name", ["sft_weight", "rejected_gradient_scale", "rejected_gradient_ratio"])
 def test_negative_options_are_refused(name):
     with pytest.raises(UserError, match=name):
         PairConfig(**{name: -1.0})

@@ -129,6 +129,11 @@ def test_scaled_rejected_gradient_and_supervision():
     assert grads[1.0][0, 2] < 0
     assert grads[0.0][0, 2] == 0
     torch.testing.assert_close(grads[0.0][0, 0], grads[1.0][0, 0])
+    err = torch.tensor([[1.0, 1.0, 4.0]], dtype=torch.float64).requires_grad_()
+    value(err, numbers(1, 3, seed=1), scores, rejected_gradient_ratio=1.0).loss.backward()
+    bounded, err.grad = err.grad, None
+    value(err, numbers(1, 3, seed=1), scores).loss.backward()
+    torch.testing.assert_close(bounded[0, 2], 0.5 * err.grad[0, 2])  # of the root of a fourfold error, a half
     err = numbers(2, 3)
     plain, anchored = (value(err, err, scores.expand(2, 3), sft_weight=w).loss for w in (0.0, 2.0))
     torch.testing.assert_close(anchored - plain, 2 * err[:, 0].mean())

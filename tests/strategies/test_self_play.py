@@ -18,7 +18,8 @@ from diffalign.errors import UserError
 from diffalign.policies.pool import AdapterPool
 from diffalign.strategies.base import Context, Piece
 from diffalign.strategies.dro import DRO, DROConfig, own_trajectory
-from diffalign.strategies.seppo import SePPO, SePPOConfig
+from diffalign.strategies.pair_loss import PairErrors
+from diffalign.strategies.seppo import SePPO, SePPOConfig, anchored_margin
 from diffalign.strategies.sft import SFT, SFTConfig
 from diffalign.training.processes import Processes
 from diffalign.training.update import GradientPass
@@ -38,6 +39,14 @@ def seppo(policy: ToyPolicy, **options: object) -> tuple[SePPO, Context]:
     ctx = context(policy, with_reference=False)
     strategy.build(ctx)
     return strategy, ctx
+
+
+def test_seppo_holds_back_only_what_counts_as_a_loser() -> None:
+    sign, values = torch.tensor([1.0, -1.0]), torch.full((4,), 0.1, dtype=torch.float64).requires_grad_()
+    errors = PairErrors(*values.chunk(2), *torch.full((2, 2), 0.2, dtype=torch.float64))
+    anchored_margin(errors, sign, 0.25).sum().backward()
+    assert values.grad is not None
+    assert_close(values.grad, torch.tensor([-1.0, -1.0, 0.25, -1.0], dtype=torch.float64))
 
 
 def past(policy: ToyPolicy) -> list[float]:

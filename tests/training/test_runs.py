@@ -40,7 +40,7 @@ def test_a_run_from_python(model: str, pairs: str, tmp_path: Path) -> None:
 
 def test_the_header_says_what_beta_amounts_to(model: str, pairs: str, tmp_path: Path) -> None:
     from diffalign.policies.loading import load_policy
-    from diffalign.strategies.pair_loss import beta_for_sums
+    from diffalign.strategies.beta import beta_for_sums
 
     policy = load_policy(model)
     elements = int(np.prod(policy.latent_shape(*policy.default_resolution)))
