@@ -157,7 +157,7 @@ class CacheScope:
 
 
 class CachedReference(Reference):
-    """Remembers the values of another reference by key, in memory.
+    """Remembers the values of another reference by key, in memory: less than 1 kB for a row of one value.
 
     An example comes to another process in each epoch, so every process remembers the values of all.
     Rows of different length (text) come back padded on the right with zeros, to the longest of those asked for.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
-from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,6 +31,7 @@ from diffalign.strategies.pair_kernel import DenoisingKernel
 from diffalign.strategies.registry import get_method
 from diffalign.training.update import GradientPass
 from tests.factories import ToyPolicy, image_batch, tiny_policy
+from tests.meeting import Meeting, meet
 
 SCOPE = CacheScope("base:0", "epsilon")
 
@@ -171,31 +170,10 @@ class Counting(AdaptersOff):
         return super()._compute(compute)
 
 
-class Meeting:
-    """As many processes as threads, seen by one of them."""
-
-    def __init__(self, rank: int, boxes: list[Any], barrier: Barrier) -> None:
-        self.rank, self.world_size, self.device = rank, len(boxes), torch.device("cpu")
-        self._boxes, self._barrier = boxes, barrier
-
-    def exchange(self, value: Any) -> list[Any]:
-        self._boxes[self.rank] = value
-        self._barrier.wait()
-        found = list(self._boxes)
-        self._barrier.wait()
-        return found
-
-    table = exchange
-
-    def sum(self, value: Tensor) -> Tensor:
-        return torch.stack(self.exchange(value)).sum(dim=0)
-
-
 def epochs_in(world_size: int, epochs: int) -> list[tuple[list[int], dict[str, Tensor]]]:
     """Train on ten pairs in some processes; return of each its reference passes an epoch, and what it remembers."""
     names = [f"example-{index}" for index in range(10)]
     latents = torch.randn(len(names), 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    boxes, barrier = [None] * world_size, Barrier(world_size, timeout=60)
 
     def batch(policy: Policy, micro: MicroBatch[Any]) -> ImageBatch:
         ids = [example.id for example in micro.examples]
@@ -203,17 +181,16 @@ def epochs_in(world_size: int, epochs: int) -> list[tuple[list[int], dict[str, T
         conditions = (policy.encode_prompts(ids),) * 2
         return ImageBatch(ids, micro.seeds, ids, cache_keys=micro.cache_keys, latents=rows, conditions=conditions)
 
-    def process(rank: int) -> tuple[list[int], dict[str, Tensor]]:
-        policy, processes, calls = ToyPolicy(), Meeting(rank, boxes, barrier), [0] * epochs
+    def train(processes: Meeting) -> tuple[list[int], dict[str, Tensor]]:
+        policy, calls = ToyPolicy(), [0] * epochs
         inner = Counting(policy)
         ctx = Context(policy, CachedReference(inner, processes.exchange), reduce=processes.sum)
         method = get_method("diffusion_dpo")
         strategy = method.strategy(method.strategy.Config())
-        step = GradientPass(strategy, ctx, list(policy.adapters.parameters("default")), processes)  # type: ignore[arg-type]
-        options = LoaderOptions(micro_batch=2, accumulation=3 // world_size, pinned_draws=1)
-        loader = ExampleLoader(
-            [SimpleNamespace(id=name) for name in names], replace(options, rank=rank, world_size=world_size)
-        )
+        step = GradientPass(strategy, ctx, list(policy.adapters.parameters("default")), processes)
+        place = {"rank": processes.rank, "world_size": world_size}
+        options = LoaderOptions(micro_batch=2, accumulation=3 // world_size, pinned_draws=1, **place)
+        loader = ExampleLoader([SimpleNamespace(id=name) for name in names], options)
         for micro_batches in loader:
             step(Update([batch(policy, micro) for micro in micro_batches]))
             epoch = loader.position.epoch
@@ -224,8 +201,7 @@ def epochs_in(world_size: int, epochs: int) -> list[tuple[list[int], dict[str, T
         state = ctx.reference.state_dict()
         return calls, dict(zip(state["keys"], state["values"], strict=True))
 
-    with ThreadPoolExecutor(world_size) as pool:
-        return list(pool.map(process, range(world_size)))
+    return meet(world_size, train)
 
 
 class TestCache:

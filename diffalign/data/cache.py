@@ -158,10 +158,10 @@ class TensorStore:
         self._open(path)
 
     def refresh(self) -> None:
-        """Look for shards that other processes have written."""
+        """Look for shards that other processes have written; all that look then find the same tensors."""
         if self.folder is None:
             return
-        self.unreadable = []
+        self.unreadable, self._shard_of = [], {}
         for path in sorted(self.folder.glob("shard-*.safetensors")):
             self._open(path)
 

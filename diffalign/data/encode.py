@@ -5,8 +5,9 @@ Decided once for an example and shared by all its images: crop, flip, caption dr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,16 +16,15 @@ from diffalign.batch import Condition, ImageBatch
 from diffalign.data.cache import LatentCache, LatentKey, PromptCache, PromptKey
 from diffalign.data.image_source import UnreadableImage
 from diffalign.data.loader import MicroBatch
+from diffalign.data.prefetch import mapped
 from diffalign.data.prepare import FramingOptions, ImagePreparer, Pixels, Prepared
 from diffalign.data.schema import Example, ExampleSet, kind_info
+from diffalign.data.team import Alone, Progress, Team, share_of
 from diffalign.diffusion.random import rand_rows
 from diffalign.errors import UserError
 from diffalign.policies.base import Policy
 from diffalign.policies.codec import NonFiniteLatents
 from diffalign.strategies.base import DataKind
-
-Progress = Callable[[int, int], None]
-"""Told (examples done, examples in all) while a data set is encoded ahead."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class ImageEncoder:
             NonFiniteLatents: if the VAE overflows; the images are named.
             UserError: if latents come out in another shape than the policy promises.
         """
-        prepared = micro.prepared if isinstance(micro.prepared, Prepared) else self.prepare(micro)
+        prepared = micro.prepared if isinstance(micro.prepared, Prepared) else self.prepare(micro).prepared
         fresh = self._encode_pixels(prepared.pixels)
         images = len(micro.examples[0].images)
         keys = [framed[block].key for block in range(images) for framed in prepared.framed]
@@ -134,17 +134,17 @@ class ImageEncoder:
 
     @torch.no_grad()
     def precompute(
-        self, dataset: ExampleSet[Example], further_prompts: Sequence[str] = (), progress: Progress | None = None
+        self, dataset: ExampleSet[Example], team: Team | None = None, progress: Progress | None = None
     ) -> ExampleSet[Example]:
         """Encode every image and caption of a data set into the caches, each once.
 
-        The order of work is that of the data, so all processes and a resumed run get the same bits. With a cache
-        folder, let one process do it first and the others call it afterwards: they find everything done.
+        The order of work is that of the data, so a resumed run gets the same bits. With a cache folder the processes
+        share the work out and read what the others have written; without one each does, and keeps, all of it.
 
         Args:
             dataset: the examples.
-            further_prompts: captions needed besides, for example those of the validation grid.
-            progress: told how far the work is.
+            team: the processes of the run; all call this together.
+            progress: told how far this process is.
 
         Returns:
             the data set without the examples whose images cannot be decoded; how many is noted.
@@ -155,26 +155,33 @@ class ImageEncoder:
         """
         if not self.options.framing.fixed:
             raise UserError("images whose crop or flip changes at every visit cannot be encoded ahead of training")
-        pending: dict[LatentKey, Pixels] = {}
-        kept: list[Example] = []
-        for done, example in enumerate(dataset.examples):
-            found: dict[LatentKey, Pixels] = {}
-            try:
-                self.prepare.frame(example, 0, found, remember=True)
-            except UnreadableImage:
-                if self.options.strict:
-                    raise
-                continue
-            kept.append(example)
-            pending.update(found)
-            if len(pending) >= self.options.encode_batch:
-                self._keep_latents(pending)
-            if progress is not None:
-                progress(done + 1, len(dataset))
-        self._keep_latents(pending)
-        self._keep_prompts(dict.fromkeys([*(p for e in kept for p in e.prompts), *further_prompts, ""]))
-        for store in (self.latents.store, self.prompts.store):
-            store.flush()
+        if team is None or self.latents.store.folder is None:
+            team = Alone()
+        examples, block = dataset.examples, self.options.encode_batch
+
+        def encode_images() -> tuple[set[str], dict[str, Any]]:
+            unreadable = self._keep_latents(share_of(team, examples, block), progress)
+            self.latents.store.flush()
+            return unreadable, self.prepare.known
+
+        unreadable: set[str] = set()
+        for names, known in team.together(encode_images):
+            unreadable |= names
+            self.prepare.known.update(known)
+        kept = [example for example in examples if example.id not in unreadable]
+        captions = list(dict.fromkeys([*(prompt for example in kept for prompt in example.prompts), ""]))
+
+        def encode_captions() -> None:
+            self._keep_prompts(share_of(team, captions, block), progress)
+            self.prompts.store.flush()
+
+        team.together(encode_captions)
+        if team.world_size > 1:
+            for store in (self.latents.store, self.prompts.store):
+                store.refresh()
+            # nothing is left to do, unless machines have folders of their own
+            self._keep_latents(kept)
+            self._keep_prompts(captions)
         return dataset.with_examples(kept, {"examples with unreadable images skipped": len(dataset) - len(kept)})
 
     def _no_latents(self, examples: Sequence[Example]) -> Tensor:
@@ -200,16 +207,43 @@ class ImageEncoder:
             encoded.update(zip(keys, latents.to(self.dtype), strict=True))
         return encoded
 
-    def _keep_latents(self, pending: dict[LatentKey, Pixels]) -> None:
+    def _keep_latents(self, examples: Sequence[Example], progress: Progress | None = None) -> set[str]:
+        """Encode the images of examples that the cache lacks; return the names of examples that cannot be decoded."""
+        unreadable: set[str] = set()
+        pending: dict[LatentKey, Pixels] = {}
+        for done, (example, found) in enumerate(zip(examples, mapped(self._pixels, examples), strict=True)):
+            if isinstance(found, UnreadableImage):
+                if self.options.strict:
+                    raise found
+                unreadable.add(example.id)
+                continue
+            # an image of several examples may have been encoded since it was decoded
+            pending.update({key: pixels for key, pixels in found.items() if key not in self.latents})
+            if len(pending) >= self.options.encode_batch:
+                self._keep_encoded(pending)
+            if progress is not None:
+                progress("examples encoded", done + 1, len(examples))
+        self._keep_encoded(pending)
+        return unreadable
+
+    def _pixels(self, example: Example) -> dict[LatentKey, Pixels] | UnreadableImage:
+        try:
+            return self.prepare.frame(example, 0, remember=True)[1]
+        except UnreadableImage as error:
+            return error
+
+    def _keep_encoded(self, pending: dict[LatentKey, Pixels]) -> None:
         for key, latents in self._encode_pixels(pending).items():
             self.latents.put(key, latents)
         pending.clear()
 
-    def _keep_prompts(self, prompts: Iterable[str]) -> None:
+    def _keep_prompts(self, prompts: Sequence[str], progress: Progress | None = None) -> None:
         missing = [prompt for prompt in prompts if self._prompt_key(prompt) not in self.prompts]
         for start in range(0, len(missing), self.options.encode_batch):
             part = missing[start : start + self.options.encode_batch]
             self.prompts.put([self._prompt_key(prompt) for prompt in part], self.policy.encode_prompts(part))
+            if progress is not None:
+                progress("captions encoded", start + len(part), len(missing))
 
     def _prompt_key(self, prompt: str) -> PromptKey:
         return PromptKey(prompt, self.options.encoder_id, self.policy.dtype)

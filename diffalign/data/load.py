@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -18,16 +17,17 @@ from diffalign.data.pairing import (
     merge_repeats,
     winner_indices,
 )
+from diffalign.data.prefetch import mapped
 from diffalign.data.readers import SourceOptions, open_records
 from diffalign.data.schema import Example, ExampleSet, Record, StreamSet, kind_info
 from diffalign.data.table import RowReader
+from diffalign.data.team import Alone, Progress, Team, share_of
 from diffalign.data.transforms import aspect_buckets, assign_bucket
 from diffalign.errors import UserError
 from diffalign.strategies.base import DataKind
 
 _NEEDS_MISMATCH = frozenset({"caption_pairs", "mismatched_captions", "labelled_captions"})
 _NEEDS_PREFERENCE = frozenset({"pairs", "caption_pairs", "ranked_lists"})
-_THREADS = 8
 
 
 def load_examples(source: Any, kind: DataKind, options: SourceOptions | None = None) -> ExampleSet[Example] | StreamSet:
@@ -96,27 +96,44 @@ def examples_from_records(
     return examples, {reason: count for reason, count in notes.items() if count}
 
 
-def drop_unreadable(dataset: ExampleSet[Example], strict: bool = False) -> ExampleSet[Example]:
+def drop_unreadable(
+    dataset: ExampleSet[Example], strict: bool = False, team: Team | None = None, progress: Progress | None = None
+) -> ExampleSet[Example]:
     """Decode every image once and leave out the examples whose images cannot be decoded, counted.
 
     A data set that :meth:`ImageEncoder.precompute` goes through needs no such pass.
+
+    Args:
+        dataset: the examples.
+        strict: refuse such images instead.
+        team: processes among which the images are shared out.
+        progress: told how far this process is.
 
     Raises:
         UnreadableImage: naming the first such image when ``strict`` is set.
         UserError: if no example is left.
     """
-    images = {image.name: image for example in dataset.examples for image in example.images}
-    with ThreadPoolExecutor(_THREADS) as pool:
-        errors = dict(zip(images, pool.map(_decoding_error, images.values()), strict=True))
-    bad = [error for error in errors.values() if error is not None]
-    if bad and strict:
-        raise bad[0]
-    kept = [e for e in dataset.examples if all(errors[image.name] is None for image in e.images)]
+    team = team or Alone()
+    images = share_of(team, _images(dataset), 1)
+
+    def decode() -> set[str]:
+        bad = set()
+        for done, (image, error) in enumerate(zip(images, mapped(_decoding_error, images), strict=True)):
+            if error is not None and strict:
+                raise error
+            if error is not None:
+                bad.add(image.name)
+            if progress is not None:
+                progress("images decoded", done + 1, len(images))
+        return bad
+
+    bad = set().union(*team.together(decode))
+    kept = [e for e in dataset.examples if not any(image.name in bad for image in e.images)]
     return dataset.with_examples(kept, {"examples with unreadable images skipped": len(dataset) - len(kept)})
 
 
 def with_aspect_buckets(
-    dataset: ExampleSet[Example], resolution: tuple[int, int], max_ratio: float = 2.0
+    dataset: ExampleSet[Example], resolution: tuple[int, int], max_ratio: float = 2.0, team: Team | None = None
 ) -> ExampleSet[Example]:
     """Give each example the training size nearest to the shape of its images: one size for all images of an example.
 
@@ -127,17 +144,24 @@ def with_aspect_buckets(
         dataset: the examples.
         resolution: (height, width) whose area all sizes share.
         max_ratio: longest side over shortest side.
+        team: processes among which the images are shared out.
     """
+    team = team or Alone()
     buckets = aspect_buckets(resolution, max_ratio)
-    images = {image.name: image for example in dataset.examples for image in example.images}
-    with ThreadPoolExecutor(_THREADS) as pool:
-        sizes = dict(zip(images, pool.map(_size, images.values()), strict=True))
+    images = share_of(team, _images(dataset), 1)
+    names = [image.name for image in images]
+    parts = team.together(lambda: dict(zip(names, mapped(_size, images), strict=True)))
+    sizes = {name: size for part in parts for name, size in part.items()}
     examples = []
     for example in dataset.examples:
         known = [size for image in example.images if (size := sizes[image.name]) is not None]
         whole = len(known) == len(example.images) > 0
         examples.append(replace(example, size=assign_bucket(known, buckets) if whole else None))
     return replace(dataset, examples=examples)
+
+
+def _images(dataset: ExampleSet[Example]) -> list[ImageSource]:
+    return list({image.name: image for example in dataset.examples for image in example.images}.values())
 
 
 def _size(image: ImageSource) -> tuple[int, int] | None:
@@ -199,13 +223,6 @@ def _stream(reader: RowReader, kind: DataKind, options: SourceOptions) -> Stream
     def examples() -> Iterator[Example]:
         notes.clear()
         found = (example for record in reader for example in convert(record, options.pairing, notes))
-        readable = (example for example in found if _readable(example, notes))
-        yield from itertools.islice(readable, options.max_samples or None)
+        yield from itertools.islice(found, options.max_samples or None)
 
     return StreamSet(kind, examples, reader.table.name, notes)
-
-
-def _readable(example: Example, notes: Counter[str]) -> bool:
-    bad = any(_decoding_error(image) is not None for image in example.images)
-    notes["examples with unreadable images skipped"] += bad
-    return not bad

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -46,6 +46,11 @@ class MicroBatch(Generic[E]):
     seeds: Tensor
     cache_keys: tuple[str, ...] | None = None
     prepared: Any = None
+
+    def select(self, rows: Sequence[int]) -> MicroBatch[E]:
+        """Return some of the examples, not prepared."""
+        keys = None if self.cache_keys is None else tuple(self.cache_keys[row] for row in rows)
+        return MicroBatch(tuple(self.examples[row] for row in rows), self.seeds[list(rows)], keys)
 
 
 @dataclass(frozen=True)
@@ -103,11 +108,11 @@ class ExampleLoader(Generic[E]):
     Args:
         data: a sequence of examples, or an object with ``open() -> Iterator`` (a stream).
         options: grouping and order.
-        prepare: run on each micro-batch before it is handed out, in the background when ``prefetch`` is set; its
-            result arrives as ``MicroBatch.prepared``.
+        prepare: run on each micro-batch before it is handed out, in the background when ``prefetch`` is set; returns
+            it with what it has made in ``MicroBatch.prepared``, and without examples that cannot be used.
 
-    A step's list is empty where the last global batch has fewer examples than there are processes: such a process
-    still takes part in the step's reductions.
+    A step's list is empty where the last global batch has fewer examples than there are processes, or none can be
+    used: such a process still takes part in the step's reductions.
 
     A stream cannot be permuted: its order is that of the source, mixed within ``shuffle_buffer`` examples by
     (seed, epoch). Every process reads the whole stream and keeps its share, so global batches are still independent of
@@ -124,7 +129,7 @@ class ExampleLoader(Generic[E]):
         self,
         data: Any,
         options: LoaderOptions,
-        prepare: Callable[[MicroBatch[E]], Any] | None = None,
+        prepare: Callable[[MicroBatch[E]], MicroBatch[E]] | None = None,
     ) -> None:
         self.options = options
         self.position = Position()
@@ -221,8 +226,8 @@ class ExampleLoader(Generic[E]):
             seeds = torch.tensor([derive_seed(options.seed, visit, example.id) for example in part])
             keys = tuple(f"{example.id}#{visit}" for example in part) if options.pinned_draws else None
             micro = MicroBatch(part, seeds, keys)
-            micro_batches.append(replace(micro, prepared=self._prepare(micro)) if self._prepare else micro)
-        return micro_batches
+            micro_batches.append(self._prepare(micro) if self._prepare else micro)
+        return [micro for micro in micro_batches if micro.examples]
 
     def _mixed_stream(self, epoch: int) -> Iterator[E]:
         if not self.options.shuffle:

@@ -1,13 +1,17 @@
-"""Run an iterator in a background thread, a bounded number of items ahead of its consumer."""
+"""Work in background threads, a bounded number of items ahead of its consumer."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
+_THREADS = 8
 _POLL_SECONDS = 0.1
 
 
@@ -54,3 +58,21 @@ def prefetched(items: Iterable[T], depth: int) -> Iterator[T]:
     finally:
         stopped.set()
         thread.join()
+
+
+def mapped(function: Callable[[S], T], items: Iterable[S], ahead: int = 2 * _THREADS) -> Iterator[T]:
+    """Yield the function of each item in order, computed in threads: for reading and decoding.
+
+    Args:
+        function: may be called for several items at a time; its exceptions arrive where they belong.
+        items: as many as they like; they are taken as they are needed.
+        ahead: results that wait, at most.
+    """
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from diffalign.data.cache import LatentCache, LatentKey
-from diffalign.data.image_source import ImageSource, image_hash
+from diffalign.data.image_source import ImageSource, UnreadableImage, image_hash
 from diffalign.data.loader import MicroBatch
+from diffalign.data.prefetch import mapped
 from diffalign.data.schema import Example
 from diffalign.data.transforms import draw_framing, place, to_pixels
 from diffalign.diffusion.random import derive_seed
+
+_PATIENCE = 100
+"""Examples without readable images that may follow each other."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,9 @@ class ImagePreparer:
         encoder_id: identity of the image encoder, part of the keys.
         dtype: type in which latents are kept, part of the keys.
         cached: latents that need no pixels.
+
+    Attributes:
+        known: image name -> hash of its bytes, (height, width): those that need not be read again.
     """
 
     def __init__(
@@ -100,39 +107,50 @@ class ImagePreparer:
         self._encoder_id = encoder_id
         self._dtype = dtype
         self._cached = cached
-        self._known: dict[str, tuple[str, tuple[int, int]]] = {}
+        self.known: dict[str, tuple[str, tuple[int, int]]] = {}
+        self._unreadable_in_a_row = 0
 
-    def __call__(self, micro: MicroBatch[Example]) -> Prepared:
-        """Frame all images of a micro-batch.
+    def __call__(self, micro: MicroBatch[Example]) -> MicroBatch[Example]:
+        """Frame all images of a micro-batch; what came of it is its ``prepared``.
 
         Raises:
             UnreadableImage: if an image cannot be decoded.
         """
-        prepared = Prepared()
-        for example, seed in zip(micro.examples, micro.seeds.tolist(), strict=True):
-            prepared.framed.append(self.frame(example, seed, prepared.pixels))
-        return prepared
+        return self._prepared(micro, skip=False)
+
+    def readable(self, micro: MicroBatch[Example]) -> MicroBatch[Example]:
+        """Do the same without the examples whose images cannot be decoded, where nobody has looked at them before.
+
+        Raises:
+            UnreadableImage: if so many follow each other that the source must be at fault.
+        """
+        return self._prepared(micro, skip=True)
 
     def target(self, example: Example) -> tuple[int, int]:
         """Return (height, width) the images of an example are brought to."""
         return example.size or self.resolution
 
     def frame(
-        self, example: Example, visit_seed: int, pixels: dict[LatentKey, Pixels], remember: bool = False
-    ) -> list[Framed]:
+        self, example: Example, visit_seed: int, remember: bool = False
+    ) -> tuple[list[Framed], dict[LatentKey, Pixels]]:
         """Frame the images of one example.
 
         Args:
             example: the example.
             visit_seed: seed of the visit; decides crop and flip unless they are fixed.
-            pixels: receives the pixels of images whose latents are not cached.
             remember: keep hash and size of each image, so that it need not be read again once its latents are cached.
+
+        Returns:
+            its images in block order, and the pixels of those whose latents are not cached.
+
+        Raises:
+            UnreadableImage: if an image cannot be decoded.
         """
         options = self.options
         seed = derive_seed(options.seed, example.id) if options.fixed else visit_seed
         framing = draw_framing(seed, options.center_crop, options.random_flip)
         target = self.target(example)
-        framed = []
+        framed, pixels = [], {}
         for image in example.images:
             data, (digest, size) = self._look_up(image, remember)
             placement = place(size, target, framing)
@@ -140,14 +158,36 @@ class ImagePreparer:
             framed.append(Framed(key, size, (placement.top, placement.left)))
             if key not in pixels and key not in self._cached:
                 pixels[key] = Pixels(image.name, to_pixels(image.decode(data), placement, target))
-        return framed
+        return framed, pixels
+
+    def _prepared(self, micro: MicroBatch[Example], skip: bool) -> MicroBatch[Example]:
+        def attempt(visit: tuple[Example, int]) -> tuple[list[Framed], dict[LatentKey, Pixels]] | UnreadableImage:
+            try:
+                return self.frame(*visit)
+            except UnreadableImage as error:
+                return error
+
+        prepared, rows = Prepared(), []
+        visits = zip(micro.examples, micro.seeds.tolist(), strict=True)
+        for row, result in enumerate(mapped(attempt, visits)):
+            if isinstance(result, UnreadableImage):
+                self._unreadable_in_a_row += 1
+                if not skip or self._unreadable_in_a_row == _PATIENCE:
+                    raise result
+                continue
+            self._unreadable_in_a_row = 0
+            framed, pixels = result
+            prepared.framed.append(framed)
+            prepared.pixels.update(pixels)
+            rows.append(row)
+        return replace(micro.select(rows), prepared=prepared)
 
     def _look_up(self, image: ImageSource, remember: bool) -> tuple[bytes | None, tuple[str, tuple[int, int]]]:
-        known = self._known.get(image.name)
+        known = self.known.get(image.name)
         if known is not None:
             return None, known
         data = image.read()
         known = image_hash(data), image.size(data)
         if remember:
-            self._known[image.name] = known
+            self.known[image.name] = known
         return data, known

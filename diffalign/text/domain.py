@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from diffalign.data.readers import SourceOptions
 from diffalign.data.schema import describe_notes
@@ -48,7 +49,13 @@ class TextDomain(Domain):
         return policy
 
     def load_data(
-        self, source: Any, kind: DataKind, config: TrainConfig, policy: TextPolicy, processes: Processes
+        self,
+        source: Any,
+        kind: DataKind,
+        config: TrainConfig,
+        policy: TextPolicy,
+        processes: Processes,
+        console: Console | None = None,
     ) -> LoadedData:
         if kind != "pairs":
             raise UserError(f"text data of kind {kind!r} cannot be read yet: only pairs of completions can")

@@ -87,7 +87,7 @@ def build_run(config: TrainConfig, dataset: Any = None, console: Console | None 
     ctx.folder, ctx.global_batch = folder, plan.global_batch
     strategy.build(ctx)
     named = (config.data.prompts or config.data.dataset_name) if dataset is None else dataset
-    data = domain.load_data(named, strategy.spec.data, config, ctx.policy, processes)
+    data = domain.load_data(named, strategy.spec.data, config, ctx.policy, processes, console)
     _require_metadata(ctx, data)
     source = _source(data, config, plan, processes)
     ctx.total_steps = _total_steps(config, source, strategy.updates_per_batch)
@@ -238,7 +238,7 @@ def _source(data: LoadedData, config: TrainConfig, plan: BatchPlan, processes: P
         rank=processes.rank,
         world_size=processes.world_size,
         pinned_draws=config.data.pinned_draws,
-        prefetch=0 if config.data.cache_latents else _PREFETCHED_STEPS,
+        prefetch=0 if config.data.cache_latents and not config.data.streaming else _PREFETCHED_STEPS,
         lockstep=processes.shards > 1,
     )
     return EncodedSource(ExampleLoader(data.examples, options, data.prepare), data.encode)

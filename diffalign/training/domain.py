@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from diffalign.errors import UserError
 from diffalign.policies.base import BasePolicy
@@ -67,7 +68,13 @@ class Domain(ABC):
 
     @abstractmethod
     def load_data(
-        self, source: Any, kind: DataKind, config: TrainConfig, policy: Any, processes: Processes
+        self,
+        source: Any,
+        kind: DataKind,
+        config: TrainConfig,
+        policy: Any,
+        processes: Processes,
+        console: Console | None = None,
     ) -> LoadedData:
         """Read a data set as examples of a kind, and prepare their encoding.
 
@@ -76,7 +83,8 @@ class Domain(ABC):
             kind: what the method eats.
             config: the run.
             policy: encodes.
-            processes: the main one fills caches first.
+            processes: share out what is encoded ahead; all call this together.
+            console: where to show how far that is, on the main process.
         """
 
     @abstractmethod

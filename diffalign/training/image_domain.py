@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from diffalign.batch import Condition
 from diffalign.data.cache import LatentCache, PromptCache, TensorStore
@@ -31,11 +31,16 @@ from diffalign.training.domain import Domain, LoadedData
 from diffalign.training.loop import Observer
 from diffalign.training.memory import saved_bytes
 from diffalign.training.processes import Processes
+from diffalign.training.progress import work_shown
 from diffalign.training.validation import ImageObserver
 
 _EVALUATION_SPLIT = "tune"
 """Runs are compared with each other while settings are chosen, so they never look at the test captions."""
 _EVALUATION_SEED = 0
+_ADVICE = (
+    "note: each of {} processes encodes the whole data set and keeps all of it in memory; with --cache_dir they share "
+    "the work, and the disk"
+)
 
 
 class ImageDomain(Domain):
@@ -59,7 +64,13 @@ class ImageDomain(Domain):
         return load_parts(specs, device)
 
     def load_data(
-        self, source: Any, kind: DataKind, config: TrainConfig, policy: Policy, processes: Processes
+        self,
+        source: Any,
+        kind: DataKind,
+        config: TrainConfig,
+        policy: Policy,
+        processes: Processes,
+        console: Console | None = None,
     ) -> LoadedData:
         options = config.data
         dataset = load_examples(source, kind, _source_options(options, config.optim.seed))
@@ -84,14 +95,20 @@ class ImageDomain(Domain):
             PromptCache(TensorStore(store / "prompts")) if store else None,
         )
         if isinstance(dataset, StreamSet):
-            return LoadedData(dataset, encoder, encoder.prepare, max(1, kind_info(kind).blocks), source=dataset)
+            # passes of a network in shards want micro-batches of one size, so nothing may be left out of them
+            whole = options.strict or processes.shards > 1
+            prepare = encoder.prepare if whole else encoder.prepare.readable
+            return LoadedData(dataset, encoder, prepare, max(1, kind_info(kind).blocks), source=dataset)
         if options.aspect_buckets:
-            dataset = with_aspect_buckets(dataset, encoder.prepare.resolution)
-        if options.cache_latents and not config.run.dry_run:
-            with processes.main_first() if store else nullcontext():  # a folder is filled once, memory by everybody
-                dataset = encoder.precompute(dataset)
-        else:
-            dataset = drop_unreadable(dataset, options.strict)
+            dataset = with_aspect_buckets(dataset, encoder.prepare.resolution, team=processes)
+        ahead = options.cache_latents and not config.run.dry_run
+        if ahead and store is None and processes.world_size > 1 and console is not None:
+            console.print(_ADVICE.format(processes.world_size), highlight=False, markup=False, soft_wrap=True)
+        with work_shown(console) as progress:
+            if ahead:
+                dataset = encoder.precompute(dataset, processes, progress)
+            else:
+                dataset = drop_unreadable(dataset, options.strict, processes, progress)
         notes = (f"data {dataset.name}: {len(dataset)} examples; {describe_notes(dataset.notes)}",)
         rows = max(1, *(len(example.images) for example in dataset.examples))
         return LoadedData(dataset.examples, encoder, encoder.prepare, rows, notes, dataset)

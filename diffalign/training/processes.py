@@ -95,7 +95,7 @@ class Processes:
         return self.sum(values).tolist()
 
     def exchange(self, value: T) -> list[T]:
-        """Give every process the objects of all, in the order of ranks; for rare use."""
+        """Give every process the objects of all, in the order of ranks; they are pickled."""
         return [value] if self.world_size == 1 else gather_object([value])
 
     def lend(self, value: T | None) -> T:
@@ -109,6 +109,28 @@ class Processes:
                 return lent
         raise ValueError("no process has anything to lend")
 
+    def together(self, work: Callable[[], T]) -> list[T]:
+        """Let every process do its part of something that a user's mistake can end.
+
+        Returns:
+            the results of all, in the order of ranks.
+
+        Raises:
+            UserError: on every process, so that none waits for one that has ended.
+        """
+        result, failure = None, None
+        try:
+            result = work()
+        except UserError as error:
+            failure = error
+        answers = self.exchange((result, None if failure is None else str(failure)))
+        if failure is not None:
+            raise failure
+        for _, complaint in answers:
+            if complaint is not None:
+                raise UserError(complaint)
+        return [answer for answer, _ in answers]  # type: ignore[misc]
+
     def on_main(self, work: Callable[[], T]) -> T | None:
         """Let the main process alone do something that a user's mistake can end.
 
@@ -116,20 +138,11 @@ class Processes:
             the result on the main process, None on the others.
 
         Raises:
-            UserError: on every process, so that none waits for one that has ended.
+            UserError: on every process.
         """
-        result, failure = None, None
-        if self.is_main:
-            try:
-                result = work()
-            except UserError as error:
-                failure = error
-        complaint = self.exchange(str(failure) if failure else "")[0]
-        if failure is not None:
-            raise failure
-        if complaint:
-            raise UserError(complaint)
-        return result
+        results: list[T] = []
+        self.together(lambda: results.append(work()) if self.is_main else None)
+        return results[0] if results else None
 
     def wait(self) -> None:
         """Wait for all processes."""

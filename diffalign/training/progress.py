@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from diffalign.training.stopwatch import Stopwatch
 
 _LINES = 10
 """Lines printed over a run where there is no terminal to draw a bar on."""
 _SHOWN = {"loss": "loss", "implicit_accuracy": "accuracy", "reward": "reward", "examples_per_second": "samples/s"}
+_QUIET_SECONDS = 30.0
+"""Between two lines about work before the first step, where there is no terminal."""
 WARM_UP = 20
 """Steps that are measured before the run says how long it will take."""
 
@@ -30,6 +34,41 @@ def peak_memory_bytes(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextmanager
+def work_shown(console: Console | None) -> Iterator[Callable[[str, int, int], None]]:
+    """Show how far work before the first step is: bars that go at the end; without a terminal a line now and then.
+
+    Args:
+        console: where to; None shows nothing.
+
+    Yields:
+        what is told (what is done, how many are done, how many there are).
+    """
+    if console is None:
+        yield lambda what, done, total: None
+    elif console.is_terminal:
+        columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bars:
+            tasks: dict[str, TaskID] = {}
+
+            def draw(what: str, done: int, total: int) -> None:
+                if what not in tasks:
+                    tasks[what] = bars.add_task(what)
+                bars.update(tasks[what], completed=done, total=total)
+
+            yield draw
+    else:
+        last = time.monotonic()
+
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= _QUIET_SECONDS:
+                last = time.monotonic()
+                console.print(f"{what}: {done} of {total}", highlight=False, soft_wrap=True)
+
+        yield tell
 
 
 class ProgressDisplay:

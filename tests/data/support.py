@@ -36,6 +36,16 @@ def source(seed: int, height: int = 12, width: int = 12) -> ImageSource:
     return ImageSource.from_bytes(encoded(seed, height, width), f"image-{seed}")
 
 
+def watched(name: str, data: bytes, reads: list[str]) -> ImageSource:
+    """A handle that notes each time its image is read."""
+
+    def load() -> bytes:
+        reads.append(name)
+        return data
+
+    return ImageSource(name, load)
+
+
 def broken(name: str = "broken") -> ImageSource:
     """A handle on an image whose file ends early."""
     return ImageSource.from_bytes(encoded(0)[:60], name)

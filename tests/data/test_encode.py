@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +14,13 @@ from torch import Tensor
 from diffalign.data.cache import LatentCache, PromptCache, TensorStore
 from diffalign.data.encode import EncoderOptions, ImageEncoder
 from diffalign.data.image_source import UnreadableImage
-from diffalign.data.loader import MicroBatch
+from diffalign.data.loader import ExampleLoader, LoaderOptions, MicroBatch
 from diffalign.data.prepare import FramingOptions
-from diffalign.data.schema import Example, ExampleSet
+from diffalign.data.schema import Example, ExampleSet, StreamSet
 from diffalign.errors import UserError
 from diffalign.policies.codec import NonFiniteLatents
-from tests.data.support import CountingPolicy, broken, pair, source
+from tests.data.support import CountingPolicy, broken, encoded, pair, source, watched
+from tests.meeting import Meeting, meet
 
 RANDOM = FramingOptions(center_crop=False, random_flip=True)
 
@@ -106,12 +109,12 @@ def test_everything_is_encoded_once_ahead_and_never_again():
     examples = [
         Example(f"e{i}", ("one", "one") if i % 2 else ("two", "two"), (shared, source(i + 1))) for i in range(6)
     ]
-    dataset = encoder.precompute(ExampleSet("pairs", examples), further_prompts=["three", "one"])
+    dataset = encoder.precompute(ExampleSet("pairs", examples))
     assert policy.images == 7
-    assert sorted(policy.prompts) == ["", "one", "three", "two"]
+    assert sorted(policy.prompts) == ["", "one", "two"]
     before = policy.images, len(policy.prompts)
     cached = encoder(micro(list(dataset.examples)))
-    encoder.encode_prompts(["three", ""])
+    encoder.encode_prompts(["two", ""])
     assert (policy.images, len(policy.prompts)) == before
     fresh = ImageEncoder(CountingPolicy(), "pairs")(micro(examples))
     assert torch.equal(cached.latents, fresh.latents)
@@ -134,6 +137,86 @@ def test_a_cache_on_disk_serves_the_next_run(tmp_path):
     other = ImageEncoder(CountingPolicy(), "pairs", EncoderOptions(encoder_id="b"), first.latents, first.prompts)
     other.precompute(dataset)
     assert other.policy.images == 8
+
+
+def in_processes(
+    count: int, dataset: ExampleSet[Example], folder: Path, **options: Any
+) -> list[tuple[ImageEncoder, ExampleSet[Example] | UserError]]:
+    """Encode ahead in some processes with one cache folder; return of each its encoder and its data set, or error."""
+
+    def encode(processes: Meeting) -> tuple[ImageEncoder, ExampleSet[Example] | UserError]:
+        caches = LatentCache(TensorStore(folder / "latents")), PromptCache(TensorStore(folder / "prompts"))
+        encoder = ImageEncoder(CountingPolicy(), "pairs", EncoderOptions(encode_batch=2, **options), *caches)
+        try:
+            return encoder, encoder.precompute(dataset, processes)
+        except UserError as error:
+            return encoder, error
+
+    return meet(count, encode)
+
+
+def test_processes_share_the_encoding_out_and_find_what_the_others_wrote(tmp_path: Path) -> None:
+    examples = [pair(i) for i in range(12)]
+    shared = in_processes(3, ExampleSet("pairs", examples), tmp_path)
+    assert [encoder.policy.images for encoder, _ in shared] == [8, 8, 8]
+    assert sum(len(encoder.policy.prompts) for encoder, _ in shared) == 13  # the empty one too
+    alone = ImageEncoder(CountingPolicy(), "pairs")
+    for encoder, _ in shared:
+        batch, expected = encoder(micro(examples)), alone(micro(examples))
+        assert torch.equal(batch.latents, expected.latents)
+        assert encoder.policy.images == 8
+        assert len(encoder.policy.prompts) <= 5
+
+
+def test_processes_read_no_image_again_that_another_has_encoded(tmp_path: Path) -> None:
+    reads: list[str] = []
+    images = [watched(f"image-{index}", encoded(index), reads) for index in range(16)]
+    examples = [Example(f"e{i}", ("x", "x"), tuple(images[2 * i : 2 * i + 2])) for i in range(8)]
+    for encoder, _ in in_processes(2, ExampleSet("pairs", examples), tmp_path):
+        encoder(micro(examples))
+    assert sorted(reads) == sorted(image.name for image in images)
+
+
+def test_folders_that_processes_do_not_share_are_filled_by_each(tmp_path: Path) -> None:
+    def encode(processes: Meeting) -> ImageEncoder:
+        caches = [TensorStore(tmp_path / f"{processes.rank}" / name) for name in ("latents", "prompts")]
+        encoder = ImageEncoder(CountingPolicy(), "pairs", None, LatentCache(caches[0]), PromptCache(caches[1]))
+        encoder.precompute(ExampleSet("pairs", [pair(i) for i in range(20)]), processes)
+        return encoder
+
+    for encoder in meet(2, encode):
+        encoder(micro([pair(0), pair(19)]))
+        assert encoder.policy.images == 40
+
+
+def test_processes_agree_on_what_is_unreadable_and_fail_together(tmp_path: Path) -> None:
+    examples = [*(pair(i) for i in range(6)), Example("bad", ("x", "x"), (source(80), broken("cut.png")))]
+    sets = [dataset for _, dataset in in_processes(2, ExampleSet("pairs", examples), tmp_path / "lenient")]
+    assert [[example.id for example in dataset] for dataset in sets] == [[f"pair-{i}" for i in range(6)]] * 2
+    errors = [error for _, error in in_processes(2, ExampleSet("pairs", examples), tmp_path / "strict", strict=True)]
+    assert all("cut.png" in str(error) for error in errors)
+
+
+def test_a_stream_decodes_an_image_once_on_the_process_that_trains_on_it() -> None:
+    reads: list[str] = []
+    data = [encoded(i)[: 60 if i == 2 else None] for i in range(8)]
+    examples = [Example(f"e{i}", ("x",), (watched(f"e{i}", data[i], reads),)) for i in range(8)]
+    stream = StreamSet("winners", lambda: iter(examples))
+    seen = []
+    for rank in range(2):
+        encoder = ImageEncoder(CountingPolicy(), "winners")
+        options = LoaderOptions(micro_batch=2, accumulation=2, rank=rank, world_size=2)
+        step = next(iter(ExampleLoader(stream, options, encoder.prepare.readable)))
+        seen += [name for part in step for name in encoder(part).ids]
+    assert sorted(seen) == ["e0", "e1", "e3", "e4", "e5", "e6", "e7"]
+    assert sorted(reads) == [f"e{i}" for i in range(8)]
+
+
+def test_a_source_without_readable_images_ends_the_run() -> None:
+    encoder = ImageEncoder(CountingPolicy(), "winners")
+    stream = StreamSet("winners", lambda: iter([Example("bad", ("x",), (broken("cut.png"),))]))
+    with pytest.raises(UnreadableImage, match=r"cut\.png"):
+        list(ExampleLoader(stream, LoaderOptions(), encoder.prepare.readable))
 
 
 def test_unreadable_images_are_skipped_and_counted_or_refused():
@@ -172,7 +255,7 @@ def test_captions_alone_make_a_batch_without_latents():
 def test_what_was_prepared_in_the_background_is_used():
     encoder = ImageEncoder(CountingPolicy(), "pairs")
     plain = micro([pair(0)])
-    prepared = replace(plain, prepared=encoder.prepare(plain))
+    prepared = encoder.prepare(plain)
     emptied = Example("pair-0", pair(0).prompts, (broken(), broken()))
     batch = encoder(replace(prepared, examples=(emptied,)))
     assert torch.equal(batch.latents, encoder(plain).latents)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffalign.data.loader import ExampleLoader, LoaderOptions, MicroBatch
-from diffalign.data.prefetch import prefetched
+from diffalign.data.prefetch import mapped, prefetched
 from diffalign.errors import UserError
 
 
@@ -149,9 +149,9 @@ def test_processes_in_lockstep_run_micro_batches_of_the_same_size():
 def test_prepare_runs_on_each_micro_batch_in_a_thread_of_its_own():
     threads: set[str] = set()
 
-    def prepare(micro: MicroBatch) -> str:
+    def prepare(micro: MicroBatch) -> MicroBatch:
         threads.add(threading.current_thread().name)
-        return "+".join(example.id for example in micro.examples)
+        return replace(micro, prepared="+".join(example.id for example in micro.examples))
 
     loader = ExampleLoader(items(4), LoaderOptions(micro_batch=2, prefetch=2, shuffle=False), prepare)
     assert [[m.prepared for m in step] for step in take(loader, 2)] == [["e0+e1"], ["e2+e3"]]
@@ -175,6 +175,34 @@ def test_leaving_the_loop_ends_the_thread():
     assert next(stream) == 0
     stream.close()
     assert threading.active_count() == before
+
+
+def test_results_of_threads_come_in_order_and_are_not_made_far_ahead():
+    taken: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in itertools.count():
+            taken.append(number)
+            yield number
+
+    def inverse(number: int) -> float:
+        return 1 / (5 - number)
+
+    results = mapped(inverse, numbers(), ahead=3)
+    assert [next(results) for _ in range(5)] == [1 / 5, 1 / 4, 1 / 3, 1 / 2, 1]
+    assert len(taken) <= 5 + 3
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_examples_that_cannot_be_used_leave_the_step_to_the_others():
+    def prepare(micro: MicroBatch) -> MicroBatch:
+        return micro.select([row for row, example in enumerate(micro.examples) if example.id != "e1"])
+
+    options = LoaderOptions(micro_batch=1, accumulation=2, shuffle=False, pinned_draws=1)
+    first, second = take(ExampleLoader(Stream(items(4)), options, prepare), 2)
+    assert [ids(step) for step in (first, second)] == [["e0"], ["e2", "e3"]]
+    assert second[0].cache_keys == ("e2#0",)
 
 
 @pytest.mark.parametrize("data", [[], Stream([])])

@@ -207,13 +207,6 @@ def test_streams_are_read_again_in_the_same_order():
     assert stream.notes["ties dropped"] == 1
 
 
-def test_streams_skip_and_count_unreadable_images():
-    rows = [{"prompt": "x", "image": {"bytes": data, "path": None}} for data in (encoded(1)[:50], encoded(2))]
-    stream = load_examples(datasets.Dataset.from_list(rows).to_iterable_dataset(), "winners")
-    assert [e.id for e in stream.open()] == ["row-1"]
-    assert stream.notes["examples with unreadable images skipped"] == 1
-
-
 def test_streams_cannot_edit_captions():
     stream = load_examples(as_dataset().to_iterable_dataset(), "mismatched_captions")
     with pytest.raises(UserError, match="give a column 'mismatched', or load the data set without streaming"):

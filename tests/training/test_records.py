@@ -18,7 +18,7 @@ from diffalign.strategies.base import Context
 from diffalign.training.launch import missing_processes
 from diffalign.training.memory import MemoryEstimate, estimate, out_of_memory, refuse_if_too_large, saved_bytes
 from diffalign.training.processes import Processes
-from diffalign.training.progress import ProgressDisplay
+from diffalign.training.progress import ProgressDisplay, work_shown
 from diffalign.training.report import FLAT_INTERVALS, Reporter, Spent
 from diffalign.training.resolve import resolve_config
 from diffalign.training.runfolder import RunFolder, choose_folder, environment, model_card
@@ -193,6 +193,23 @@ def test_progress_says_what_is_asked_for(capsys: pytest.CaptureFixture[str]) -> 
     said = capsys.readouterr().out
     assert "step 1/3  loss 0.6931  accuracy 0.5  samples/s 12  memory" in said
     assert "20 examples/s, about 0.0028 h to go" in said
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_work_before_the_first_step_is_shown_on_the_main_process(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffalign.training.progress._QUIET_SECONDS", 0.0)
+    console = Console(width=200, file=io.StringIO(), force_terminal=terminal)
+    for where in (console, None):
+        with work_shown(where) as progress:
+            for done in range(1, 4):
+                progress("examples encoded", done, 30)
+                progress("captions encoded", done, 3)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "examples encoded" in said
+    assert ("examples encoded: 2 of 30\ncaptions encoded: 2 of 3\n" in said) == (not terminal)
+    assert ("3/30" in said) == terminal
 
 
 @pytest.mark.parametrize(

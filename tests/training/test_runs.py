@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from diffalign.errors import UserError
 from diffalign.training.checkpoint import find_checkpoint
+from tests.data.support import encoded
 from tests.training.runs import LORA, ROOT, curve, options, train
 
 R01 = {"loss", "logit", "implicit_accuracy", "winner_margin", "loser_margin", "grad_norm", "effective_weight"}
@@ -60,6 +61,20 @@ def test_interrupted_with_cached_reference_values(model: str, pairs: str, tmp_pa
     assert "note: max_train_steps is 4 now, it was 3" in said
     expected, got = load_file(tmp_path / "straight" / LORA), load_file(tmp_path / "halves" / LORA)
     assert all(torch.equal(value, got[name]) for name, value in expected.items())
+
+
+def test_a_run_from_a_stream_leaves_out_what_cannot_be_decoded(model: str, tmp_path: Path) -> None:
+    import datasets
+
+    rows = [
+        {"id": str(i), "prompt": f"a {i}", "chosen": encoded(2 * i), "rejected": encoded(2 * i + 1)} for i in range(4)
+    ]
+    rows[1]["chosen"] = encoded(2)[:60]
+    stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
+    result, _ = train(stream, model, tmp_path / "run", max_train_steps=2, num_validation_images=0)  # type: ignore[arg-type]
+    assert result.steps == 2
+    with pytest.raises(UserError, match="cannot decode image"):
+        train(stream, model, tmp_path / "strict", max_train_steps=2, strict=True)  # type: ignore[arg-type]
 
 
 def test_resume_with_another_rank_is_refused(model: str, pairs: str, tmp_path: Path) -> None:
@@ -116,6 +131,7 @@ def test_two_processes_have_the_curve_of_one(model: str, pairs: str, tmp_path: P
     done = launch_two(model, pairs, tmp_path / "two", "--pinned_draws=1")
     assert done.returncode == 0, done.stderr[-4000:]
     assert "micro batch 2 x accumulation 1 x 2 processes" in done.stdout
+    assert "each of 2 processes encodes the whole data set" in done.stdout
     for a, b in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
