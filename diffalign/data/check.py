@@ -119,7 +119,7 @@ def check_dataset(source: Any, kind: DataKind, options: SourceOptions | None = N
 
 def _with_some_mismatch(record: Record) -> Record:
     """Mismatched captions are made from all rows together; one row alone only shows whether the rest of it is right."""
-    return record if record.mismatched is not None else replace(record, mismatched=f"not {record.prompt}")
+    return record if record.mismatched else replace(record, mismatched=(f"not {record.prompt}",))
 
 
 def _look_at(image: ImageSource, sizes: Counter[tuple[int, int]], unreadable: dict[str, str]) -> None:

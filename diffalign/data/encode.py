@@ -113,7 +113,7 @@ class ImageEncoder:
         return ImageBatch(
             ids=[example.id for example in micro.examples],
             seeds=micro.seeds,
-            prompts=[example.prompts[0] for example in micro.examples],
+            prompts=[captions[0] for captions in self._captions(micro)],
             fields=_field_tensors(micro.examples, device),
             cache_keys=micro.cache_keys,
             metadata=[example.metadata for example in micro.examples],
@@ -169,7 +169,8 @@ class ImageEncoder:
             unreadable |= names
             self.prepare.known.update(known)
         kept = [example for example in examples if example.id not in unreadable]
-        captions = list(dict.fromkeys([*(prompt for example in kept for prompt in example.prompts), ""]))
+        every = (caption for example in kept for caption in example.prompts + example.alternatives)
+        captions = list(dict.fromkeys([*every, ""]))
 
         def encode_captions() -> None:
             self._keep_prompts(share_of(team, captions, block), progress)
@@ -252,17 +253,21 @@ class ImageEncoder:
         """Return one condition a block; blocks with the same captions share the object."""
         chances = rand_rows(micro.seeds, "caption_dropout", torch.device("cpu"))
         dropped = (chances < self.options.caption_dropout).tolist()
-        sizes = self._sizes(micro.examples, prepared)
+        drawn, sizes = self._captions(micro), self._sizes(micro.examples, prepared)
         made: dict[tuple[str, ...], Condition] = {}
         conditions = []
         for block in range(blocks):
-            captions = tuple(
-                "" if drop else example.prompts[block] for example, drop in zip(micro.examples, dropped, strict=True)
-            )
+            captions = tuple("" if drop else captions[block] for captions, drop in zip(drawn, dropped, strict=True))
             if captions not in made:
                 made[captions] = self.policy.with_size(self.encode_prompts(captions), sizes)
             conditions.append(made[captions])
         return tuple(conditions)
+
+    @staticmethod
+    def _captions(micro: MicroBatch[Example]) -> list[tuple[str, ...]]:
+        """Return the captions of each example in this visit."""
+        draws = rand_rows(micro.seeds, "alternative", torch.device("cpu")).tolist()
+        return [example.captions(draw) for example, draw in zip(micro.examples, draws, strict=True)]
 
     def _sizes(self, examples: Sequence[Example], prepared: Prepared) -> dict[str, Tensor]:
         """Size conditioning, each (B, 2) of (height or top, width or left), from the first image of an example."""

@@ -182,7 +182,7 @@ def _decoding_error(image: ImageSource) -> UnreadableImage | None:
 def _with_mismatched_captions(records: Sequence[Record], kind: DataKind, seed: int) -> list[Record]:
     """Edit captions where the records bring neither a mismatched one nor (for pairs) captions of their own."""
     own = [
-        record.mismatched is not None
+        bool(record.mismatched)
         or (kind == "caption_pairs" and record.captions is not None)
         or (kind == "labelled_captions" and record.label is not None)
         for record in records
@@ -194,7 +194,7 @@ def _with_mismatched_captions(records: Sequence[Record], kind: DataKind, seed: i
     edited = mismatch_captions([records[index].prompt for index in places.values()], seed)
     caption_of = dict(zip(places, edited, strict=True))
     return [
-        record if has else replace(record, mismatched=caption_of[_good_images(record)])
+        record if has else replace(record, mismatched=(caption_of[_good_images(record)],))
         for record, has in zip(records, own, strict=True)
     ]
 

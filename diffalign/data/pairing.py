@@ -114,11 +114,11 @@ def to_caption_pairs(record: Record, options: PairingOptions, notes: Counter[str
     """Yield (chosen, rejected), each under its own caption; without captions the rejected one gets the mismatched."""
     for pair in _preferred(record, options, notes):
         if record.captions is not None:
-            prompts = record.captions[pair[0]], record.captions[pair[1]]
+            first, rejected = record.captions[pair[0]], (record.captions[pair[1]],)
         else:
-            prompts = record.prompt, _mismatch_of(record)
-        notes["pairs whose two captions are equal"] += prompts[0] == prompts[1]
-        yield _example(record, pair, prompts, _pair_scores(record, pair))
+            first, rejected = record.prompt, _mismatches_of(record)
+        notes["pairs whose two captions are equal"] += first in rejected
+        yield _example(record, pair, (first, rejected[0]), _pair_scores(record, pair), rejected)
 
 
 def to_ranked_lists(record: Record, options: PairingOptions, notes: Counter[str]) -> Iterator[Example]:
@@ -153,9 +153,10 @@ def to_winners(record: Record, options: PairingOptions, notes: Counter[str]) -> 
 
 
 def to_mismatched_captions(record: Record, options: PairingOptions, notes: Counter[str]) -> Iterator[Example]:
-    """Yield a good image twice: under its caption, and under the mismatched one."""
+    """Yield a good image twice: under its caption, and under a mismatched one."""
     for index in _winners(record, notes):
-        yield _example(record, (index, index), (record.prompt, _mismatch_of(record)))
+        mismatched = _mismatches_of(record)
+        yield _example(record, (index, index), (record.prompt, mismatched[0]), alternatives=mismatched)
 
 
 def to_labelled_captions(record: Record, options: PairingOptions, notes: Counter[str]) -> Iterator[Example]:
@@ -167,8 +168,8 @@ def to_labelled_captions(record: Record, options: PairingOptions, notes: Counter
             yield _example(record, (0,), (record.prompt,), {"label": record.label})
         return
     for index in _winners(record, notes):
-        for label, caption in ((1.0, record.prompt), (0.0, _mismatch_of(record))):
-            example = _example(record, (index,), (caption,), {"label": label})
+        for label, captions in ((1.0, (record.prompt,)), (0.0, _mismatches_of(record))):
+            example = _example(record, (index,), captions[:1], {"label": label}, captions)
             yield replace(example, id=f"{example.id}:{'match' if label else 'mismatch'}")
 
 
@@ -263,8 +264,8 @@ def _winners(record: Record, notes: Counter[str]) -> list[int]:
     return found
 
 
-def _mismatch_of(record: Record) -> str:
-    if record.mismatched is None:
+def _mismatches_of(record: Record) -> tuple[str, ...]:
+    if not record.mismatched:
         raise UserError(
             f"row {record.id!r} has no mismatched caption: give a column 'mismatched', or load the data set without "
             "streaming so that captions can be edited"
@@ -280,7 +281,11 @@ def _pair_scores(record: Record, pair: tuple[int, int]) -> dict[str, Numbers]:
 
 
 def _example(
-    record: Record, images: tuple[int, ...], prompts: tuple[str, ...], fields: Mapping[str, Numbers] | None = None
+    record: Record,
+    images: tuple[int, ...],
+    prompts: tuple[str, ...],
+    fields: Mapping[str, Numbers] | None = None,
+    alternatives: tuple[str, ...] = (),
 ) -> Example:
     """Select images of a record; numbers that belong to its images are selected with them."""
     count = len(record.images)
@@ -299,4 +304,5 @@ def _example(
         images=tuple(record.images[index] for index in images),
         fields={**carried, **(fields or {})},
         metadata=record.metadata,
+        alternatives=alternatives if len(alternatives) > 1 else (),
     )

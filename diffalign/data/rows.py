@@ -188,13 +188,12 @@ def _captions(value: Any, count: int) -> tuple[str, ...] | None:
     return tuple(_caption(caption, f"captions[{index}]") for index, caption in enumerate(value))
 
 
-def _mismatched(value: Any) -> str | None:
-    """Accept a caption, or a list of captions or of ``{"text", "kind"}``, of which the first counts."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        value = value[0] if value else None
-    if isinstance(value, Mapping):
-        value = value.get("text")
-    return None if value is None else _caption(value, "mismatched")
+def _mismatched(value: Any) -> tuple[str, ...]:
+    """Accept a caption, or a list of captions or of ``{"text", "kind"}``."""
+    if value is None:
+        return ()
+    listed = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    return tuple(_caption(v.get("text") if isinstance(v, Mapping) else v, "mismatched") for v in listed)
 
 
 def _metadata(value: Any) -> Mapping[str, Any]:

@@ -36,7 +36,7 @@ class Record:
         scores: one number an image (higher is better), or one number for each of R rewards.
         label: for a single image: 1 liked or matching, 0 not.
         captions: one caption for each image, where they differ (DCPO).
-        mismatched: a caption that does not fit the image, where the data bring one (TDPO, TKTO).
+        mismatched: captions that do not fit the image, where the data bring some (TDPO, TKTO).
         fields: further numeric columns by name; a tuple as long as ``images`` belongs to the images.
         metadata: structured description of the caption, for rewards that need it.
     """
@@ -50,7 +50,7 @@ class Record:
     scores: tuple[float, ...] | tuple[tuple[float, ...], ...] | None = None
     label: float | None = None
     captions: tuple[str, ...] | None = None
-    mismatched: str | None = None
+    mismatched: tuple[str, ...] = ()
     fields: Mapping[str, Numbers] = field(default_factory=lambda: _NOTHING)
     metadata: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
 
@@ -66,6 +66,7 @@ class Example:
         fields: numbers that reach the strategy as ``Batch.fields``.
         metadata: structured description of the caption, for rewards that need it.
         size: (height, width) of the aspect bucket all images of the example are brought to; None for the run's own.
+        alternatives: captions that take turns in the place of the last one; none where it stays.
     """
 
     id: str
@@ -74,6 +75,17 @@ class Example:
     fields: Mapping[str, Numbers] = field(default_factory=lambda: _NOTHING)
     metadata: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
     size: tuple[int, int] | None = None
+    alternatives: tuple[str, ...] = ()
+
+    def captions(self, draw: float) -> tuple[str, ...]:
+        """Return the captions of a visit, one for each image.
+
+        Args:
+            draw: in [0, 1), says which of the alternatives has its turn.
+        """
+        if not self.alternatives:
+            return self.prompts
+        return *self.prompts[:-1], self.alternatives[int(draw * len(self.alternatives))]
 
     @property
     def group(self) -> Hashable:

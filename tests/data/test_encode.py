@@ -55,6 +55,22 @@ def test_images_of_one_caption_share_the_condition_object():
     assert embeds[0][1] != embeds[1][1]
 
 
+def test_captions_that_take_turns_are_drawn_by_the_visit_and_encoded_ahead():
+    policy = CountingPolicy()
+    encoder = ImageEncoder(policy, "mismatched_captions")
+    turns = [replace(pair(i), prompts=("true", "w0"), alternatives=("w0", "w1", "w2")) for i in range(30)]
+    encoder.precompute(ExampleSet("mismatched_captions", turns, "test"))
+    assert sorted(policy.prompts) == ["", "true", "w0", "w1", "w2"]
+    true, seen = (condition.tensors["prompt_embeds"].flatten() for condition in encoder(micro(turns)).conditions)
+    assert len(policy.prompts) == 5
+    assert len(true.unique()) == 1
+    assert sorted(seen.tolist()) == sorted(encoder(micro(turns)).conditions[1].tensors["prompt_embeds"].flatten())
+    wrong = policy.encode_prompts(["w0", "w1", "w2"]).tensors["prompt_embeds"].flatten()
+    counts = [int((seen == value).sum()) for value in wrong]
+    assert sum(counts) == 30
+    assert min(counts) > 4
+
+
 def test_caption_dropout_is_decided_once_an_example_from_its_seed():
     encoder = ImageEncoder(CountingPolicy(), "caption_pairs", EncoderOptions(caption_dropout=0.5))
     examples = [replace(pair(i), prompts=(f"a{i}", f"b{i}")) for i in range(40)]

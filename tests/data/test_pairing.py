@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -171,13 +172,21 @@ def test_winners_are_the_best_images_once_each():
 
 
 def test_mismatched_captions_carry_the_image_twice():
-    (example,), _ = convert(record(winner=1, mismatched="a dog"), "mismatched_captions")
+    (example,), _ = convert(record(winner=1, mismatched=("a dog",)), "mismatched_captions")
     assert names(example) == ["i1", "i1"]
     assert example.prompts == ("a cat", "a dog")
 
 
+@pytest.mark.parametrize("kind", ["mismatched_captions", "labelled_captions", "caption_pairs"])
+def test_every_mismatched_caption_has_its_turn(kind):
+    examples, _ = convert(replace(record(2, winner=1), mismatched=("a dog", "a cow")), kind)
+    turns = examples[-1]
+    assert [turns.captions(draw)[-1] for draw in (0.0, 0.49, 0.5, 0.99)] == ["a dog", "a dog", "a cow", "a cow"]
+    assert examples[0].captions(0.9)[0] == "a cat"
+
+
 def test_labelled_captions_are_given_or_made():
-    examples, _ = convert(record(winner=1, mismatched="a dog"), "labelled_captions")
+    examples, _ = convert(record(winner=1, mismatched=("a dog",)), "labelled_captions")
     assert [(e.prompts, e.fields["label"]) for e in examples] == [(("a cat",), 1.0), (("a dog",), 0.0)]
     (example,), _ = convert(record(1, label=0.0), "labelled_captions")
     assert example.prompts == ("a cat",)

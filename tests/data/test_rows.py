@@ -43,8 +43,9 @@ def test_other_numbers_become_fields_and_other_columns_do_not():
 
 def test_metadata_and_mismatched_captions_are_read_in_each_form():
     assert record(winner=0, metadata='{"tag": "colors"}').metadata == {"tag": "colors"}
-    assert record(winner=0, mismatched=[{"text": "a dog", "kind": "content"}]).mismatched == "a dog"
-    assert record(winner=0, mismatched="a dog").mismatched == "a dog"
+    assert record(winner=0, mismatched=[{"text": "a dog", "kind": "content"}]).mismatched == ("a dog",)
+    assert record(winner=0, mismatched="a dog").mismatched == ("a dog",)
+    assert record(winner=0, mismatched=["a dog", {"text": "a cow"}]).mismatched == ("a dog", "a cow")
     assert record(winner=0, captions=["x", "y"]).captions == ("x", "y")
 
 
