@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffalign.strategies.base import Reduce, Terms
-from diffalign.strategies.heads import preference_loss
+from diffalign.strategies.heads import preference_loss, scale_gradient
 
 TextHead = Literal[
     "sigmoid", "robust", "hinge", "ipo", "sigmoid_norm", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero",
@@ -68,12 +68,13 @@ class PairLogProbs:
     tokens_per_pair: Tensor
 
     @staticmethod
-    def of(terms: Terms, tokens_per_pair: Tensor | None = None) -> PairLogProbs:
+    def of(terms: Terms, tokens_per_pair: Tensor | None = None, rejected_gradient_scale: float = 1.0) -> PairLogProbs:
         """Sum per-token values (2 B, length) in block order, chosen first.
 
         Args:
             terms: with "mask", and "reference" where there is one.
             tokens_per_pair: of the whole update; by default that of these pairs.
+            rejected_gradient_scale: factor on the gradient through rejected completions.
         """
         mask = terms.frozen["mask"].to(terms.policy.dtype)
         policy = (terms.policy * mask).sum(dim=1)
@@ -82,6 +83,7 @@ class PairLogProbs:
         if tokens_per_pair is None:
             tokens_per_pair = lengths.chunk(2)[0].mean()
         (policy_w, policy_l), (reference_w, reference_l) = policy.chunk(2), reference.chunk(2)
+        policy_l = scale_gradient(policy_l, rejected_gradient_scale)
         length_w, length_l = lengths.clamp(min=1).chunk(2)
         per_pair = tokens_per_pair.to(policy.dtype)
         return PairLogProbs(policy_w, policy_l, reference_w, reference_l, length_w, length_l, per_pair)
@@ -223,8 +225,13 @@ def _discopop(pairs: PairLogProbs, c: HeadConstants) -> Tensor:
     return (1 - gate) * -F.logsigmoid(logit) + gate * torch.exp(-logit)
 
 
-def _sft(pairs: PairLogProbs, c: HeadConstants) -> Tensor:
+def supervision(pairs: PairLogProbs) -> Tensor:
+    """Return plain fine-tuning's loss on the chosen completions, (B,), whose mean is that over all chosen tokens."""
     return -pairs.policy_w / pairs.tokens_per_pair
+
+
+def _sft(pairs: PairLogProbs, c: HeadConstants) -> Tensor:
+    return supervision(pairs)
 
 
 _HEADS: Mapping[TextHead, Callable[[PairLogProbs, HeadConstants], Tensor]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -197,3 +198,26 @@ def test_contradictory_options_are_refused(options: dict[str, Any], message: str
         DPOConfig(**options)
     with pytest.raises(UserError, match="sigmoid head"):
         SimPOConfig(head="hinge", label_smoothing=0.1)
+
+
+@pytest.mark.parametrize(
+    ("method", "config"), [(DPO, DPOConfig(beta=0.3)), (IPO, IPOConfig(beta=0.3)), (SimPO, SimPOConfig(beta=0.3))]
+)
+def test_every_text_method_offers_supervision_and_holds_rejected_gradients_back(method: Any, config: Any) -> None:
+    policy, reference, mask = values()
+
+    def slopes(**options: float) -> tuple[Tensor, Tensor, Tensor]:
+        leaf = policy.clone().requires_grad_()
+        loss = on_tokens(method(replace(config, **options)), leaf, mask, reference).loss
+        chosen, rejected = torch.autograd.grad(loss, leaf)[0].chunk(2)
+        return loss.detach(), chosen, rejected
+
+    (loss, chosen, rejected), held = slopes(), slopes(rejected_gradient_scale=0.25)
+    assert loss == held[0]
+    torch.testing.assert_close(held[1], chosen)
+    torch.testing.assert_close(held[2], 0.25 * rejected)
+    tokens = mask.chunk(2)[0]
+    supervised, expected = slopes(sft_weight=0.3), loss - 0.3 * policy.chunk(2)[0].sum() / tokens.sum()
+    torch.testing.assert_close(supervised[0], expected)
+    torch.testing.assert_close(supervised[1], chosen - 0.3 * tokens / tokens.sum())
+    torch.testing.assert_close(supervised[2], rejected)

@@ -19,28 +19,22 @@ device's batch: with a micro-batch of one pair it is ``sigmoid``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import get_args
 
 from torch import Tensor
 
 from diffalign.batch import TextBatch
 from diffalign.errors import UserError, unknown
-from diffalign.strategies.base import Kernel, LossOutput, Reduce, Spec, Strategy, Terms
+from diffalign.strategies.base import LossOutput, Terms
+from diffalign.strategies.heads import PairOptions
 from diffalign.strategies.registry import register
-from diffalign.text.kernel import TokenKernel
-from diffalign.text.losses import (
-    SMOOTHED,
-    HeadConstants,
-    PairLogProbs,
-    TextHead,
-    chosen_tokens_per_pair,
-    head_losses,
-)
+from diffalign.text.losses import SMOOTHED, HeadConstants, TextHead, head_losses
+from diffalign.text.pair_strategy import TextPairStrategy
 
 
 @dataclass(frozen=True)
-class DPOConfig:
+class DPOConfig(PairOptions):
     """Constants of DPO.
 
     Args:
@@ -60,6 +54,7 @@ class DPOConfig:
     ipo_length_norm: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for head in self.loss_type:
             if head not in get_args(TextHead):
                 raise unknown("loss_type", head, get_args(TextHead))
@@ -90,34 +85,26 @@ class DPOConfig:
     paper="Direct Preference Optimization: Your Language Model is Secretly a Reward Model (arXiv 2305.18290)",
     repository="https://github.com/eric-mitchell/direct-preference-optimization",
 )
-class DPO(Strategy):
+class DPO(TextPairStrategy):
     """Learns from pairs of completions of one prompt."""
 
-    spec = Spec(data="pairs", modality="text")
     Config = DPOConfig
 
     def __init__(self, config: DPOConfig) -> None:
         super().__init__(config)
-        if "sft" in config.loss_type:
-            self.spec = replace(self.spec, statistics="update")
         self._constants = HeadConstants(
             config.beta, config.label_smoothing, config.discopop_tau, config.ipo_length_norm
         )
 
-    def kernel(self) -> Kernel:
-        """Token log-probabilities of policy and reference."""
-        return TokenKernel()
-
-    def statistics(self, terms: Terms, reduce: Reduce) -> Mapping[str, Tensor]:
-        """Return the number of chosen tokens a pair over the whole update."""
-        return chosen_tokens_per_pair(terms, reduce)
+    @property
+    def counts_tokens(self) -> bool:
+        """With ``sft`` among the losses, too."""
+        return super().counts_tokens or "sft" in self.config.loss_type
 
     def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: TextBatch) -> LossOutput:
         """Return the weighted sum of the losses, a mean over the pairs."""
-        pairs = PairLogProbs.of(terms, statistics.get("tokens_per_pair"))
+        pairs = self.pairs(terms, statistics)
         weighted = zip(self.config.weights, self.config.loss_type, strict=True)
         losses = sum(weight * head_losses(head, pairs, self._constants) for weight, head in weighted)
         assert isinstance(losses, Tensor)
-        return LossOutput(
-            losses.mean(), {"loss": losses.detach(), **pairs.implicit_rewards(self.config.beta), **pairs.metrics()}
-        )
+        return self.output(losses, pairs, pairs.implicit_rewards(self.config.beta))

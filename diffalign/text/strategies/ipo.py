@@ -20,14 +20,15 @@ from torch import Tensor
 
 from diffalign.batch import TextBatch
 from diffalign.errors import UserError
-from diffalign.strategies.base import Kernel, LossOutput, Spec, Strategy, Terms
+from diffalign.strategies.base import LossOutput, Terms
+from diffalign.strategies.heads import PairOptions
 from diffalign.strategies.registry import register
-from diffalign.text.kernel import TokenKernel
-from diffalign.text.losses import HeadConstants, PairLogProbs, head_losses
+from diffalign.text.losses import HeadConstants, head_losses
+from diffalign.text.pair_strategy import TextPairStrategy
 
 
 @dataclass(frozen=True)
-class IPOConfig:
+class IPOConfig(PairOptions):
     """Constants of IPO.
 
     Args:
@@ -39,6 +40,7 @@ class IPOConfig:
     length_norm: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.beta <= 0:
             raise UserError(f"beta is {self.beta}: expected a positive number")
 
@@ -48,21 +50,13 @@ class IPOConfig:
     summary="text: pairs against a frozen reference, with a target for the margin",
     paper="A General Theoretical Paradigm to Understand Learning from Human Preferences (arXiv 2310.12036)",
 )
-class IPO(Strategy):
+class IPO(TextPairStrategy):
     """Learns from pairs of completions of one prompt."""
 
-    spec = Spec(data="pairs", modality="text")
     Config = IPOConfig
-
-    def kernel(self) -> Kernel:
-        """Token log-probabilities of policy and reference."""
-        return TokenKernel()
 
     def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: TextBatch) -> LossOutput:
         """Return the mean squared distance of the margins from their target."""
-        pairs = PairLogProbs.of(terms)
+        pairs = self.pairs(terms, statistics)
         constants = HeadConstants(self.config.beta, ipo_length_norm=self.config.length_norm)
-        losses = head_losses("ipo", pairs, constants)
-        return LossOutput(
-            losses.mean(), {"loss": losses.detach(), **pairs.implicit_rewards(self.config.beta), **pairs.metrics()}
-        )
+        return self.output(head_losses("ipo", pairs, constants), pairs, pairs.implicit_rewards(self.config.beta))
