@@ -28,7 +28,7 @@ from diffalign.rewards.judge_formats import (
     pair_verdict,
 )
 from diffalign.rewards.registry import LoadOptions, register
-from diffalign.rewards.transforms import rows_by_caption
+from diffalign.rewards.transforms import duel_win_rates, rows_by_caption
 from diffalign.rewards.vlm import Answer, Question, Transcript, load_vlm, to_pictures
 
 
@@ -123,14 +123,8 @@ class PairJudge(JudgeReward):
         """Return shares of duels won, (batch,); 1/2 for a picture alone with its caption."""
         duels = [(rows[i], rows[j]) for rows in rows_by_caption(prompts) for i in range(len(rows)) for j in range(i)]
         left, right = ([pictures[duel[side]] for duel in duels] for side in (0, 1))
-        outcomes = self.compare(left, right, [prompts[i] for i, _ in duels]).tolist()
-        wins: list[list[float]] = [[] for _ in pictures]
-        for (i, j), outcome in zip(duels, outcomes, strict=True):
-            # A duel that could not be read tells nothing of either.
-            if not math.isnan(outcome):
-                wins[i].append(outcome)
-                wins[j].append(1 - outcome)
-        return torch.tensor([sum(row) / len(row) if row else 0.5 for row in wins])
+        outcomes = self.compare(left, right, [prompts[i] for i, _ in duels])
+        return duel_win_rates(torch.tensor(duels, dtype=torch.long).reshape(-1, 2), outcomes, len(pictures))
 
 
 def consistent(straight: float, swapped: float) -> float:

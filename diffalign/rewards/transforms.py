@@ -22,23 +22,6 @@ def log_sigmoid_centred(rewards: Tensor, reference: Tensor | float) -> Tensor:
     return F.logsigmoid(rewards - reference)
 
 
-def combine_and(rewards: Tensor, references: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Log-probability of being better than the reference in every property, taken as independent.
-
-    Args:
-        rewards: (properties, n).
-        references: (properties,) or (properties, n).
-        weights: (properties,) importance; all 1 by default.
-
-    Returns:
-        (n,); its ``exp`` is the probability.
-    """
-    if references.dim() == 1:
-        references = references[:, None]
-    transformed = log_sigmoid_centred(rewards, references)
-    return transformed.sum(0) if weights is None else (weights[:, None] * transformed).sum(0)
-
-
 def damped_penalty(penalty: Tensor, disagreement: Tensor, exponent_scale: float = 1.0, weight: float = 1.0) -> Tensor:
     """Heteroscedastic form of a penalty (Ctrl-U, arXiv 2410.11236): ``penalty * exp(-a U) + w U``.
 
@@ -53,22 +36,39 @@ def damped_penalty(penalty: Tensor, disagreement: Tensor, exponent_scale: float 
     return penalty * torch.exp(-exponent_scale * disagreement) + weight * disagreement
 
 
-def win_rates(scores: Tensor, margin: float = 0.0) -> Tensor:
-    """Share of duels each member of a group wins (Pref-GRPO, arXiv 2508.20751); a tie is half a win.
+def duel_win_rates(pairs: Tensor, points: Tensor, members: int) -> Tensor:
+    """Share of its duels each member of a group wins (Pref-GRPO, arXiv 2508.20751); a tie is half a win for both.
 
     Args:
-        scores: (..., group).
+        pairs: (n, 2) int64, who met whom.
+        points: (n,) of the first: 1 it won, 0 the other did, 1/2 a tie; NaN where nobody could tell.
+        members: of the group.
+
+    Returns:
+        (members,) in [0, 1]; 1/2 for a member without a duel that counts.
+    """
+    told = ~points.isnan()
+    pairs, points = pairs[told], points[told]
+    both = torch.stack([points, 1 - points], dim=1).flatten()
+    wins = points.new_zeros(members).index_add_(0, pairs.flatten(), both)
+    duels = torch.bincount(pairs.flatten(), minlength=members).to(points)
+    return torch.where(duels > 0, wins / duels.clamp(min=1), 0.5)
+
+
+def win_rates(scores: Tensor, margin: float = 0.0) -> Tensor:
+    """Share of duels each member of a group wins where every two meet and scores decide.
+
+    Args:
+        scores: (group,).
         margin: scores no further apart than this are a tie.
 
     Returns:
-        (..., group) in [0, 1], mean 1/2; 1/2 for a group of one.
+        (group,) in [0, 1], mean 1/2; 1/2 for a group of one.
     """
-    group = scores.shape[-1]
-    if group == 1:
-        return torch.full_like(scores, 0.5)
-    gap = scores[..., :, None] - scores[..., None, :]
-    wins = (gap > margin).to(scores.dtype) + 0.5 * (gap.abs() <= margin).to(scores.dtype)
-    return (wins.sum(-1) - 0.5) / (group - 1)
+    pairs = torch.combinations(torch.arange(len(scores), device=scores.device))
+    gap = scores[pairs[:, 0]] - scores[pairs[:, 1]]
+    points = (gap > margin).to(scores) + 0.5 * (gap.abs() <= margin).to(scores)
+    return duel_win_rates(pairs, points, len(scores))
 
 
 def dominates(scores: Tensor) -> Tensor:

@@ -29,7 +29,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from diffalign.batch import ImageBatch
@@ -49,17 +48,6 @@ def pareto_mask(rewards: Tensor) -> Tensor:
         rewards: (n, R) of images of ONE caption, finite.
     """
     return ~dominates(rewards).any(dim=0)
-
-
-def selection_weights(rewards: Tensor, reward: int) -> Tensor:
-    """Return the factor of each image's score function, (n,): ``r_k / n(P)`` on the front P, 0 elsewhere.
-
-    Args:
-        rewards: (n, R) of images of ONE caption, finite.
-        reward: index k of the reward that the images were sampled for.
-    """
-    front = pareto_mask(rewards)
-    return torch.where(front, rewards[:, reward], torch.zeros_like(rewards[:, reward])) / front.sum()
 
 
 @dataclass(frozen=True)
@@ -118,7 +106,7 @@ class Parrot(PolicyGradient):
     def advantages(self, rollout: Rollout) -> Tensor:
         """Return the reward that each image was sampled for, standardised unless the objective is the paper's, (n,)."""
         judged = rollout.judged
-        advantages = torch.zeros(len(judged.seeds))
+        advantages = judged.rewards.new_zeros(len(judged.seeds))
         meant = judged.rewards.gather(1, _meant_for(judged.groups, len(rollout.names))[:, None])[:, 0][judged.valid]
         if self.config.objective == "clipped":
             meant = group_advantages(meant, judged.groups[judged.valid], self.config.advantage_std)
@@ -128,12 +116,12 @@ class Parrot(PolicyGradient):
     def weights(self, rollout: Rollout) -> Tensor:
         """Return ``N / n`` on the front of each group, 0 elsewhere, (n,)."""
         judged = rollout.judged
-        weights = torch.zeros(len(judged.seeds))
+        weights = judged.rewards.new_zeros(len(judged.seeds))
         for group in judged.groups.unique():
             rows = ((judged.groups == group) & judged.valid).nonzero().flatten()
             if len(rows):
                 front = pareto_mask(judged.rewards[rows])
-                weights[rows] = front * (len(rows) / front.sum())
+                weights[rows] = front.to(weights) * (len(rows) / front.sum())
         return weights
 
     def figures(self, rollout: Rollout) -> dict[str, float]:

@@ -32,28 +32,6 @@ from diffalign.strategies.on_policy import PolicyGradient, PolicyGradientConfig
 from diffalign.strategies.registry import register
 
 
-def duel_win_rates(pairs: Tensor, outcomes: Tensor, items: int, decimals: int | None = None) -> Tensor:
-    """Return wins over duels of each image, (items,) float64; a tie is half a win for both.
-
-    Args:
-        pairs: (n, 2) int64, who met whom.
-        outcomes: (n,) int64, 1 where the first won, 2 where the second did, 0 for a tie or no readable verdict.
-        items: images in the group.
-        decimals: round so far (3 in the released code); None does not round.
-
-    Raises:
-        UserError: if an image had no duel.
-    """
-    first = torch.where(outcomes == 0, 0.5, (outcomes == 1).double())
-    points = torch.stack([first, 1 - first], dim=1).flatten()
-    wins = torch.zeros(items, dtype=torch.float64).index_add_(0, pairs.flatten(), points)
-    duels = torch.bincount(pairs.flatten(), minlength=items)
-    if bool((duels == 0).any()):
-        raise UserError(f"images {(duels == 0).nonzero().flatten().tolist()} of a group had no duel: judge every image")
-    rates = wins / duels
-    return rates if decimals is None else rates.round(decimals=decimals)
-
-
 def group_win_rates(scores: Tensor, groups: Tensor, margin: float = 0.0) -> Tensor:
     """Return the share of duels that each image wins inside its group, (n,); duels are decided by scores.
 
@@ -138,7 +116,7 @@ class PrefGRPO(PolicyGradient):
     def advantages(self, rollout: Rollout) -> Tensor:
         """Return the weighted sum of each reward's own advantages, (n,)."""
         judged, config = rollout.judged, self.config
-        advantages = torch.zeros(len(judged.seeds))
+        advantages = judged.rewards.new_zeros(len(judged.seeds))
         groups = judged.groups[judged.valid]
         rewards = {}
         for column, name in enumerate(rollout.names):

@@ -12,8 +12,7 @@ from diffalign.batch import Condition
 from diffalign.diffusion.differentiable import sample_with_gradient
 from diffalign.diffusion.guidance import guided
 from diffalign.diffusion.level import Grid, Level
-from diffalign.strategies.alignprop import live_steps
-from diffalign.strategies.reward_gradient import reward_loss
+from diffalign.strategies.alignprop import AlignPropConfig, live_steps
 from tests.golden_cases.analytic import scheduler_process
 from tests.golden_cases.base import GoldenCase
 
@@ -74,4 +73,5 @@ def _trajectory(case: GoldenCase, k: int) -> tuple[Tensor, Tensor, Tensor, list[
         step_noise=lambda move: noises[move],
     )
     rewards = (final.sin() * case.tensor("reward_weight")).flatten(1).sum(1)
-    return final, rewards, reward_loss(rewards, "linear", 10.0).mean(), parameters
+    config = AlignPropConfig(loss_form="linear", reward_target=10.0, loss_scale=1.0)
+    return final, rewards, config.objective(rewards[:, None], len(rewards)).loss, parameters

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from diffalign.diffusion.sde import flow_grpo_noise_level, flow_transition, gaussian_kl
 from diffalign.strategies.advantages import group_advantages
-from diffalign.strategies.policy_gradient import ClippedObjective
+from diffalign.strategies.base import Terms
+from diffalign.strategies.on_policy import PolicyGradientConfig, PolicyObjective
 from tests.golden_cases.base import GoldenCase
-from tests.golden_cases.on_policy import flow_levels, gradient
+from tests.golden_cases.on_policy import flow_levels, gradient, transition_batch
 
 
 def run(case: GoldenCase) -> dict[str, Any]:
@@ -48,11 +50,12 @@ def _step(case: GoldenCase) -> dict[str, Any]:
         for v in (case.tensor("velocity_old"), velocity, case.tensor("velocity_ref"))
     )
     drawn = old.sample(case.tensor("noise"))
-    log_ratio = new.log_prob(drawn) - old.log_prob(drawn)
-    objective = ClippedObjective(params["clip_range"], params["adv_clip_max"])
-    policy = objective(log_ratio[:, None], case.tensor("advantages"))
-    divergence = gaussian_kl(new.mean, reference.mean, level).mean()
-    loss = policy.loss + params["kl_beta"] * divergence
+    divergence = gaussian_kl(new.mean, reference.mean, new.std)
+    terms = Terms(torch.stack([new.log_prob(drawn) - old.log_prob(drawn), divergence], dim=1))
+    batch = transition_batch(advantage=case.tensor("advantages"), extent=source.sigma - destination.sigma)
+    config = PolicyGradientConfig(clip_range=params["clip_range"], advantage_limit=params["adv_clip_max"])
+    policy = PolicyObjective(config)(terms, batch)
+    loss = PolicyObjective(replace(config, kl_beta=params["kl_beta"], kl_form="released"))(terms, batch).loss
     return {
         "std_dev_t": level,
         "prev_sample_mean_old": old.mean,
@@ -62,8 +65,8 @@ def _step(case: GoldenCase) -> dict[str, Any]:
         "log_prob": new.log_prob(drawn),
         "ratio": policy.metrics["ratio"],
         "policy_loss": policy.loss,
-        "kl_loss": divergence,
-        "kl_per_sample_with_dt": gaussian_kl(new.mean, reference.mean, new.std),
+        "kl_loss": gaussian_kl(new.mean, reference.mean, level).mean(),
+        "kl_per_sample_with_dt": divergence,
         "loss": loss,
         "grad_loss_wrt_velocity": gradient(loss, velocity),
     }

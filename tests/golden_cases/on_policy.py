@@ -1,4 +1,4 @@
-"""What the files of on-policy methods share: transitions of the rectified-flow SDE and the clipped loss."""
+"""What the files of on-policy methods share: levels of flow steps, and the loss of transitions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import grad
 
 from diffalign.diffusion.level import Level
+from diffalign.rollouts.transitions import TransitionBatch
 from diffalign.strategies.advantages import PromptStatistics
 
 
@@ -21,6 +22,12 @@ def flow_levels(sigmas: Tensor, index: Tensor) -> tuple[Level, Level]:
 def tracked(updates: list[dict[str, Any]], tracker: PromptStatistics, dtype: torch.dtype) -> list[Tensor]:
     """Advantages of successive rollouts."""
     return [tracker.update(u["prompts"], torch.tensor(u["rewards"], dtype=dtype)) for u in updates]
+
+
+def transition_batch(**fields: Tensor) -> TransitionBatch:
+    """A batch of one transition a row; each field is (rows,)."""
+    rows = len(next(iter(fields.values())))
+    return TransitionBatch(ids=[str(row) for row in range(rows)], seeds=torch.arange(rows), fields=fields)
 
 
 def gradient(value: Tensor, leaf: Tensor) -> Tensor:

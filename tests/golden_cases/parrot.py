@@ -4,19 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from diffalign.diffusion.guidance import centred_guidance
-from diffalign.strategies.parrot import pareto_mask, selection_weights
+from diffalign.rollouts.rollout import Judged, Rollout
+from diffalign.strategies.base import Terms
+from diffalign.strategies.parrot import Parrot, ParrotConfig
 from tests.golden_cases.base import GoldenCase
+from tests.golden_cases.on_policy import gradient, transition_batch
 
 
 def run(case: GoldenCase) -> dict[str, Any]:
     if "rewards" in case.inputs:
-        case.known({"rewards"}, {"reward_index": None})
-        rewards = case.tensor("rewards")
-        return {
-            "non_dominated": pareto_mask(rewards).nonzero().flatten(),
-            "weights_for_policy_gradient": selection_weights(rewards, case.params["reward_index"]),
-        }
+        return _selection(case)
     case.known({"eps_original", "eps_expanded", "eps_null"}, {"w1": None, "w2": None})
     predictions = [case.tensor(f"eps_{name}") for name in ("original", "expanded", "null")]
     return {"eps_guided": centred_guidance(*predictions, case.params["w1"], case.params["w2"])}
+
+
+def _selection(case: GoldenCase) -> dict[str, Any]:
+    """A rollout of one caption, sampled for the case's reward, judged and scored by the method itself."""
+    case.known({"rewards"}, {"reward_index": None})
+    rewards = case.tensor("rewards")
+    images, columns = rewards.shape
+    rows, meant = torch.arange(images), torch.full((images,), case.params["reward_index"])
+    judged = Judged(rows, meant, torch.zeros_like(rows), rewards, torch.ones(images, dtype=torch.bool), rows)
+    rollout = Rollout(None, ["caption"], judged, tuple(map(str, range(columns))), (1.0,) * columns)
+    method = Parrot(ParrotConfig(objective="score_function"))
+    weights = method.weights(rollout)
+    log_ratio = torch.zeros(images, 1, dtype=case.dtype, requires_grad=True)
+    batch = transition_batch(advantage=method.advantages(rollout), weight=weights)
+    loss = method.loss(Terms(log_ratio), {}, batch).loss
+    return {
+        "non_dominated": weights.nonzero().flatten(),
+        "weights_for_policy_gradient": -gradient(loss, log_ratio)[:, 0],
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from diffalign.diffusion.sde import (
     gaussian_kl,
     normalised_log_ratio,
 )
+from diffalign.rewards.transforms import duel_win_rates
 from diffalign.strategies.advantages import combined_advantages
-from diffalign.strategies.policy_gradient import ClippedObjective
-from diffalign.strategies.pref_grpo import duel_win_rates
+from diffalign.strategies.base import LossOutput, Terms
+from diffalign.strategies.on_policy import PolicyGradientConfig, PolicyObjective
 from tests.golden_cases.base import GoldenCase
-from tests.golden_cases.on_policy import flow_levels, gradient
+from tests.golden_cases.on_policy import flow_levels, gradient, transition_batch
 
 DECIMALS = 3
 """To which the released code rounds win rates."""
@@ -38,8 +40,10 @@ def _advantages(case: GoldenCase) -> dict[str, Any]:
             "std": {"unbiased (ddof=1)"},
         },
     )
-    duels = case.integers("pairs"), case.integers("outcomes"), case.params["num_items"]
-    rates = duel_win_rates(*duels, decimals=DECIMALS)
+    # stored: 1 the first won, 2 the second did, 0 a tie, or a verdict that could not be read
+    points = torch.tensor([0.5, 1.0, 0.0], dtype=case.dtype)[case.integers("outcomes")]
+    unrounded = duel_win_rates(case.integers("pairs"), points, case.params["num_items"])
+    rates = unrounded.round(decimals=DECIMALS)
     total, parts = combined_advantages(
         {"win_rate": rates, "clip": case.tensor("clip_scores")},
         case.params["reward_weights"],
@@ -49,7 +53,7 @@ def _advantages(case: GoldenCase) -> dict[str, Any]:
     )
     return {
         "win_rate": rates,
-        "win_rate_unrounded": duel_win_rates(*duels),
+        "win_rate_unrounded": unrounded,
         "advantages": total,
         "advantages_per_reward": {name: part.tolist() for name, part in parts.items()},
     }
@@ -70,27 +74,35 @@ def _step(case: GoldenCase) -> dict[str, Any]:
 
     velocity = case.tensor("velocity").requires_grad_()
     old, new, reference = (transition(v) for v in (case.tensor("velocity_old"), velocity, case.tensor("velocity_ref")))
-    drawn, advantages = old.sample(case.tensor("noise")), case.tensor("advantages")
+    drawn = old.sample(case.tensor("noise"))
     log_ratio = new.log_prob(drawn) - old.log_prob(drawn)
     normalised = normalised_log_ratio(log_ratio, new.mean, old.mean, new.std)
-    objective = ClippedObjective(params["clip_range"])
-    dt = (destination.sigma - source.sigma)[0]
-    plain = objective(log_ratio[:, None], advantages)
-    scaled = objective(normalised[:, None], advantages, weight=1 / dt.abs())
-    divergence = gaussian_kl(new.mean, reference.mean, reference.std).mean()
-    penalty = params["kl_beta"] * divergence
+    divergence = gaussian_kl(new.mean, reference.mean, new.std)
+    dt = destination.sigma - source.sigma
+    batch = transition_batch(advantage=case.tensor("advantages"), extent=-dt.expand(len(noisy)))
+    config = PolicyGradientConfig(clip_range=params["clip_range"])
+    penalised = replace(config, kl_beta=params["kl_beta"], kl_form="gaussian")
+
+    def evaluated(ratio: torch.Tensor, per_time: bool) -> tuple[LossOutput, torch.Tensor]:
+        """The loss without the penalty, and the gradient of the loss with it."""
+        terms = Terms(torch.stack([ratio, divergence], dim=1))
+        whole = PolicyObjective(penalised, per_time)(terms, batch)
+        return PolicyObjective(config, per_time)(terms, batch), gradient(whole.loss, velocity)
+
+    plain, plain_gradient = evaluated(log_ratio, per_time=False)
+    scaled, scaled_gradient = evaluated(normalised, per_time=True)
     return {
         "prev_sample": drawn,
         "pred_x0": noisy - source.sigma * case.tensor("velocity_old"),
         "log_prob_old": old.log_prob(drawn),
         "log_prob": new.log_prob(drawn),
         "noise_scale": new.std[0],
-        "dt": dt,
+        "dt": dt[0],
         "ratio_plain": plain.metrics["ratio"],
         "policy_loss_plain": plain.loss,
         "ratio_rationorm": scaled.metrics["ratio"],
         "policy_loss_rationorm": scaled.loss,
-        "kl_loss": divergence,
-        "grad_plain_plus_kl_wrt_velocity": gradient(plain.loss + penalty, velocity),
-        "grad_rationorm_plus_kl_wrt_velocity": gradient(scaled.loss + penalty, velocity),
+        "kl_loss": divergence.mean(),
+        "grad_plain_plus_kl_wrt_velocity": plain_gradient,
+        "grad_rationorm_plus_kl_wrt_velocity": scaled_gradient,
     }

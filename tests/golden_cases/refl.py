@@ -7,9 +7,11 @@ from typing import Any
 from torch.autograd import grad
 
 from diffalign.diffusion.level import Level
-from diffalign.strategies.reward_gradient import reward_loss
+from diffalign.strategies.base import Terms
+from diffalign.strategies.refl import ReFL, ReFLConfig
 from tests.golden_cases.analytic import scheduler_process
 from tests.golden_cases.base import GoldenCase
+from tests.golden_cases.scripted import scripted_batch
 
 REWARD = "r = sum(pred_x0 * reward_weight)"
 
@@ -23,5 +25,6 @@ def run(case: GoldenCase) -> dict[str, Any]:
     square = case.tensor("alpha_cumprod_t").reshape(1)
     x0 = scheduler_process({}).to_x0(prediction, noisy, Level(square.sqrt(), (1 - square).sqrt()))
     rewards = (x0 * case.tensor("reward_weight")).flatten(1).sum(1)
-    loss = case.params["grad_scale"] * reward_loss(rewards, "hinge", 2.0).mean()
+    method = ReFL(ReFLConfig(loss_scale=case.params["grad_scale"]))
+    loss = method.loss(Terms(rewards[:, None]), {}, scripted_batch(noisy, images=1)).loss
     return {"pred_x0": x0, "rewards": rewards, "loss": loss, "grad_loss_wrt_eps": grad(loss, prediction)[0]}

@@ -16,7 +16,7 @@ from diffalign.rewards.combine import LogSigmoid, Normalised, ParetoRank, Uncert
 from diffalign.rewards.compose import RewardSpec, compose, load_parts, parse_rewards
 from diffalign.rewards.loading import load_reward
 from diffalign.rewards.registry import list_scorers
-from diffalign.rewards.transforms import dominates, pareto_ranks, win_rates
+from diffalign.rewards.transforms import dominates, duel_win_rates, pareto_ranks, win_rates
 from tests.rewards.support import Brightness, pictures
 
 SCORES = st.lists(st.integers(-10, 10), min_size=2, max_size=8)
@@ -180,6 +180,11 @@ def test_win_rates_share_out_all_duels(values: list[int], margin: float) -> None
     rates = win_rates(scores, margin)
     assert rates.mean().item() == pytest.approx(0.5)
     assert torch.allclose(win_rates(scores.exp()), win_rates(scores))
+
+
+def test_duels_that_nobody_could_decide_count_for_neither() -> None:
+    pairs, points = torch.tensor([[0, 1], [2, 0], [1, 2]]), torch.tensor([1.0, 0.5, float("nan")])
+    assert duel_win_rates(pairs, points, 4).tolist() == [0.75, 0.0, 0.5, 0.5]
 
 
 @given(st.integers(1, 12), st.integers(1, 3), st.integers(0, 1000))

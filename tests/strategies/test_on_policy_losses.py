@@ -17,10 +17,9 @@ from diffalign.errors import UserError
 from diffalign.strategies.d3po import clipped_log_ratio, d3po_loss, preference_signs
 from diffalign.strategies.dro import ranking_hinge
 from diffalign.strategies.pair_loss import PairErrors
-from diffalign.strategies.parrot import pareto_mask, selection_weights
+from diffalign.strategies.parrot import pareto_mask
 from diffalign.strategies.policy_gradient import ClippedObjective, mean_of_counted
 from diffalign.strategies.prdp import reward_difference_losses
-from diffalign.strategies.pref_grpo import duel_win_rates
 from diffalign.strategies.seppo import anchor_sign, anchored_margin
 
 ADVANTAGES = torch.tensor([1.0, -0.5, 0.0, 2.0], dtype=torch.float64)
@@ -184,26 +183,9 @@ def test_front_does_not_depend_on_scales() -> None:
     assert pareto_mask(rewards).equal(pareto_mask(rewards.exp() * 5 - 2))
 
 
-def test_selection_spreads_over_the_front() -> None:
-    rewards = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    assert selection_weights(rewards, 0).tolist() == [0.5, 0.0, 0.0]
-
-
 def test_centred_guidance_has_ordinary_guidance_as_its_limits() -> None:
     original, expanded, null = (randn(2, 3, seed=seed) for seed in range(3))
     ordinary = null + 5 * (original - null)
     torch.testing.assert_close(centred_guidance(original, expanded, null, 5.0, 0.0), ordinary)
     doubled = null + 10 * (original - null)
     torch.testing.assert_close(centred_guidance(original, original, null, 5.0, 5.0), doubled)
-
-
-@settings(deadline=None)
-@given(st.lists(st.sampled_from([0, 1, 2]), min_size=6, max_size=6))
-def test_win_rates_average_to_one_half(outcomes: list[int]) -> None:
-    rates = duel_win_rates(torch.combinations(torch.arange(4)), torch.tensor(outcomes), 4)
-    assert rates.mean().item() == pytest.approx(0.5)
-
-
-def test_images_without_duels_are_named() -> None:
-    with pytest.raises(UserError, match=r"\[2\]"):
-        duel_win_rates(torch.tensor([[0, 1]]), torch.tensor([1]), 3)
