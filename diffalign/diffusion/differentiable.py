@@ -6,7 +6,7 @@ again in backward, one step at a time (arXiv 2310.03739, section 4). The memory 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,10 +16,7 @@ from diffalign.diffusion.base import NoiseProcess
 from diffalign.diffusion.discrete import DiscreteProcess
 from diffalign.diffusion.guidance import Predictor
 from diffalign.diffusion.level import Grid
-from diffalign.diffusion.sde import ddim_transition
-
-StepNoise = Callable[[int], Tensor]
-"""Index of the move -> standard normal noise (rows, channels, ...)."""
+from diffalign.diffusion.sde import StepNoise, ddim_transition
 
 
 def sample_with_gradient(

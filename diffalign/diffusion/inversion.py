@@ -22,12 +22,10 @@ from diffalign.diffusion.guidance import Predictor
 from diffalign.diffusion.ladders import Label, Rung, exact_ladder, official_ladder, sampling_ladder
 from diffalign.diffusion.level import Level
 from diffalign.diffusion.sampling import follow
-from diffalign.diffusion.sde import ddim_std
+from diffalign.diffusion.sde import StepNoise, ddim_std
 from diffalign.errors import UserError, unknown
 
 LevelMatching = Literal["exact", "official"]
-StepNoise = Callable[[int], Tensor]
-"""(index of the move) -> (rows, channels, ...) standard normal noise."""
 PredictRows = Callable[[Tensor], Predictor]
 """(indices of rows) -> the predictor for the latents of those rows."""
 

@@ -12,6 +12,7 @@ Log-probabilities are means over the elements of a row, never sums: every publis
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,9 @@ from diffalign.diffusion.base import NoiseProcess
 from diffalign.diffusion.discrete import DiscreteProcess
 from diffalign.diffusion.level import Grid, Level
 from diffalign.errors import UserError
+
+StepNoise = Callable[[int], Tensor]
+"""Index of a move -> standard normal noise (rows, channels, ...)."""
 
 
 @dataclass(frozen=True)

@@ -41,15 +41,15 @@ def norm_penalty(noise: Tensor) -> Tensor:
     return 0.5 * norm.square() - (flat.shape[1] - 1) * norm.log()
 
 
-def noise_loss(noise: Tensor, totals: Tensor, norm_weight: float) -> Tensor:
+def noise_loss(totals: Tensor, penalties: Tensor, norm_weight: float) -> Tensor:
     """Return what a search minimises, (rows,).
 
     Args:
-        noise: (rows, channels, ...).
-        totals: (rows,) weighted rewards of its images.
+        totals: (rows,) weighted rewards of the images.
+        penalties: (rows,) of the norm of their noise.
         norm_weight: lambda.
     """
-    return norm_weight * norm_penalty(noise) - totals if norm_weight else -totals
+    return norm_weight * penalties - totals
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class NoiseSearch:
             noise = torch.cat(leaves)
             look = judge.look(noise, part, iteration)
             if not last:
-                loss = noise_loss(noise, look.totals, self.settings.norm_weight).sum()
+                loss = noise_loss(look.totals, norm_penalty(noise), self.settings.norm_weight).sum()
                 # no other leaf is asked: weights of generator and rewards are left without a gradient
                 for leaf, gradient in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
                     leaf.grad = self._clipped(gradient)

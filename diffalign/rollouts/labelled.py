@@ -60,7 +60,6 @@ def write_samples(policy: Policy, prompts: Sequence[str], config: RolloutConfig,
     steps = config.sampler(policy.process)
     height, width = policy.default_resolution
     shape, rows = policy.latent_shape(height, width), []
-    dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[config.latents_dtype]
     for index, prompt in enumerate(prompts):
         group = derive_seed(seed, "labelled", index)
         count = config.images_per_prompt
@@ -69,7 +68,7 @@ def write_samples(policy: Policy, prompts: Sequence[str], config: RolloutConfig,
             policy, steps, condition, image_seeds(torch.tensor([group]), count), shape,
             guidance_scale=config.rollout_guidance_scale,
             start_seeds=torch.tensor([group] * count) if config.same_start else None,
-            storage=Storage(dtype),
+            storage=Storage(config.kept_dtype),
         )  # fmt: skip
         with policy.inference():
             images = (policy.decode(trajectories.final).float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()

@@ -26,8 +26,6 @@ from diffalign.rollouts.steps import NoiseSchedule, StochasticSteps
 from diffalign.rollouts.trajectory import Storage, Trajectories, image_seeds, roll_out
 from diffalign.strategies.base import Context
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
 
 @dataclass(frozen=True)
 class RolloutConfig:
@@ -81,6 +79,11 @@ class RolloutConfig:
             raise UserError(f"trained_share is {self.trained_share}: expected a number in (0, 1]")
         if self.rollout_steps == 1 and not self.train_last_step:
             raise UserError("rollout_steps is 1 and train_last_step is off: no step would be trained")
+
+    @property
+    def kept_dtype(self) -> torch.dtype:
+        """Type in which trajectories are kept."""
+        return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.latents_dtype]
 
     def sampler(self, process: NoiseProcess) -> StochasticSteps:
         """Return the sampler for a noise process."""
@@ -139,7 +142,7 @@ class Rollouts:
     def __init__(self, config: RolloutConfig, keep_means: bool = False) -> None:
         self._config = config
         waits = torch.device("cpu") if config.latents_device == "cpu" else None
-        self._storage = Storage(_DTYPES[config.latents_dtype], waits, keep_means)
+        self._storage = Storage(config.kept_dtype, waits, keep_means)
         self._running: Mapping[str, Normalised] = {}
         self._scorers: list[RolloutScorer] = []
 
@@ -190,7 +193,7 @@ class Rollouts:
             [name for batch in batches for name in batch.ids],
             judged,
             tuple(ctx.rewards) if known is None else ("labels",),
-            tuple(ctx.reward_weights.get(name, 1.0) for name in ctx.rewards) if known is None else (1.0,),
+            tuple(ctx.reward.weights.values()) if known is None else (1.0,),
         )
 
     def _sample(self, ctx: Context, batches: Sequence[ImageBatch], judge: bool) -> tuple[Trajectories, Tensor, Tensor]:

@@ -19,18 +19,16 @@ over-optimisation: stop early, and look at a second reward.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
 
-from diffalign.batch import ImageBatch
 from diffalign.errors import UserError, unknown
-from diffalign.strategies.base import Context, Kernel, LossOutput, Spec, Strategy, Terms
+from diffalign.strategies.base import Context, Kernel
 from diffalign.strategies.registry import register
-from diffalign.strategies.reward_gradient import RewardGradientConfig, TailKernel, update_generator
+from diffalign.strategies.reward_gradient import RewardGradient, RewardGradientConfig, TailKernel, update_generator
 
 Truncation = Literal["gaussian", "uniform", "fixed"]
 
@@ -115,20 +113,11 @@ class AlignPropKernel(TailKernel):
     repository="https://github.com/mihirp1998/AlignProp",
     family="reward gradient",
 )
-class AlignProp(Strategy):
+class AlignProp(RewardGradient):
     """Climbs a differentiable reward."""
 
-    spec = Spec(data="prompts", needs_reference=False, needs_reward="differentiable")
     Config = AlignPropConfig
-
-    def __init__(self, config: AlignPropConfig) -> None:
-        super().__init__(config)
-        self.spec = config.fitted(self.spec)
 
     def kernel(self) -> Kernel:
         """Sampling whose last steps carry a gradient."""
         return AlignPropKernel(self.config)
-
-    def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
-        """Return the mean over images."""
-        return self.config.objective(terms.policy, batch.size)

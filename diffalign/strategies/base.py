@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from diffalign.batch import Batch
+from diffalign.rewards.combine import WeightedSum
 
 if TYPE_CHECKING:
     from diffalign.references import Reference
@@ -132,6 +133,11 @@ class Context:
     rank: int = 0
     world_size: int = 1
     max_rows: int = 0
+
+    @property
+    def reward(self) -> WeightedSum:
+        """The run's one reward: the weighted sum of all."""
+        return WeightedSum(self.rewards, {name: self.reward_weights.get(name, 1.0) for name in self.rewards})
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ import torch
 from torch import Tensor
 
 from diffalign.batch import ImageBatch
-from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Reduce, Spec, Strategy, Terms
-from diffalign.strategies.pair_kernel import DenoisingKernel, Noised
+from diffalign.strategies.base import Context, Piece, Spec
+from diffalign.strategies.pair_kernel import Noised
 from diffalign.strategies.registry import register
-from diffalign.strategies.utility import PointRule, Utility, UtilityConfig, UtilityObjective, label_rows
+from diffalign.strategies.utility import PointRule, Utility, UtilityConfig, UtilityStrategy
 
 
 @dataclass(frozen=True)
@@ -57,36 +57,21 @@ class DiffusionKTOConfig(UtilityConfig):
     paper="Aligning Diffusion Models by Optimizing Human Utility (arXiv 2404.04465)",
     repository="https://github.com/jacklishufan/diffusion-kto",
 )
-class DiffusionKTO(Strategy):
+class DiffusionKTO(UtilityStrategy):
     """Learns from unpaired labels."""
 
     spec = Spec(data="unpaired", statistics="update")
     Config = DiffusionKTOConfig
 
     def __init__(self, config: DiffusionKTOConfig) -> None:
-        super().__init__(config)
-        self.spec = replace(self.spec, statistics=config.reference_scope)
-        self.objective = UtilityObjective(config.beta, config.utility, config.weights, config.reference_point)
-
-    def kernel(self) -> Kernel:
-        """Plain denoising errors."""
-        return DenoisingKernel()
+        super().__init__(config, config.utility, config.reference_point)
 
     def frozen(self, ctx: Context, batch: ImageBatch, draws: Noised, piece: Piece) -> Mapping[str, Tensor]:
-        """Add the labels, and the gains under other images' captions where the reference point wants them."""
-        values = dict(super().frozen(ctx, batch, draws, piece))
-        values["label"] = label_rows(batch, piece, like=values["reference"])
-        if self.config.reference_point == "mismatched":
-            values["mismatched_gain"] = self._mismatched_gain(ctx, batch, draws, piece)
-        return values
-
-    def statistics(self, terms: Terms, reduce: Reduce) -> Mapping[str, Tensor]:
-        """The reference point."""
-        return {"reference_point": self.objective.point(terms, reduce)}
-
-    def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
-        """See :class:`~diffalign.strategies.utility.UtilityObjective`."""
-        return self.objective(terms, statistics)
+        """Add the gains under other images' captions where the reference point wants them."""
+        values = super().frozen(ctx, batch, draws, piece)
+        if self.config.reference_point != "mismatched":
+            return values
+        return {**values, "mismatched_gain": self._mismatched_gain(ctx, batch, draws, piece)}
 
     def _mismatched_gain(self, ctx: Context, batch: ImageBatch, draws: Noised, piece: Piece) -> Tensor:
         """Gains (rows, 1) of the images under their neighbours' captions; never cached, as neighbours change."""

@@ -10,16 +10,13 @@ AlignProp with a fixed truncation; K = 1 is already strong, and K = T is DRaFT, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from diffalign.batch import ImageBatch
 from diffalign.errors import UserError
-from diffalign.strategies.base import Context, Kernel, LossOutput, Spec, Strategy, Terms
+from diffalign.strategies.base import Context, Kernel
 from diffalign.strategies.registry import register
-from diffalign.strategies.reward_gradient import RewardGradientConfig, TailKernel
+from diffalign.strategies.reward_gradient import RewardGradient, RewardGradientConfig, TailKernel
 
 
 @dataclass(frozen=True)
@@ -63,20 +60,11 @@ class LastSteps(TailKernel):
     paper="Directly Fine-Tuning Diffusion Models on Differentiable Rewards (arXiv 2309.17400)",
     family="reward gradient",
 )
-class DraftK(Strategy):
+class DraftK(RewardGradient):
     """Climbs a differentiable reward, through few steps."""
 
-    spec = Spec(data="prompts", needs_reference=False, needs_reward="differentiable")
     Config = DraftKConfig
-
-    def __init__(self, config: DraftKConfig) -> None:
-        super().__init__(config)
-        self.spec = config.fitted(self.spec)
 
     def kernel(self) -> Kernel:
         """Sampling whose last K steps carry a gradient."""
         return LastSteps(self.config)
-
-    def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
-        """Return the mean over images."""
-        return self.config.objective(terms.policy, batch.size)

@@ -12,7 +12,6 @@ there, with a gradient through that prediction alone::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -20,9 +19,9 @@ from torch import Tensor
 from diffalign.batch import Condition, ImageBatch
 from diffalign.diffusion.random import randn_rows
 from diffalign.errors import UserError
-from diffalign.strategies.base import Context, Kernel, LossOutput, Spec, Strategy, Terms
+from diffalign.strategies.base import Context, Kernel
 from diffalign.strategies.registry import register
-from diffalign.strategies.reward_gradient import Departure, RewardGradientConfig, RewardKernel, jump
+from diffalign.strategies.reward_gradient import Departure, RewardGradient, RewardGradientConfig, RewardKernel, jump
 
 
 @dataclass(frozen=True)
@@ -80,20 +79,11 @@ class Renoised(RewardKernel):
     paper="Directly Fine-Tuning Diffusion Models on Differentiable Rewards (arXiv 2309.17400)",
     family="reward gradient",
 )
-class DraftLV(Strategy):
+class DraftLV(RewardGradient):
     """Climbs a differentiable reward, through one step with less variance."""
 
-    spec = Spec(data="prompts", needs_reference=False, needs_reward="differentiable")
     Config = DraftLVConfig
-
-    def __init__(self, config: DraftLVConfig) -> None:
-        super().__init__(config)
-        self.spec = config.fitted(self.spec)
 
     def kernel(self) -> Kernel:
         """Images that are noised again and predicted."""
         return Renoised(self.config)
-
-    def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
-        """Return the mean over images and noisings."""
-        return self.config.objective(terms.policy, batch.size)

@@ -27,12 +27,13 @@ from torch import Tensor
 
 from diffalign.batch import ImageBatch
 from diffalign.errors import UserError
-from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Spec, Strategy, Terms
+from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Terms
 from diffalign.strategies.pair_kernel import fresh_noise, squared_errors
 from diffalign.strategies.registry import register
 from diffalign.strategies.reward_gradient import (
     Departure,
     RewardForm,
+    RewardGradient,
     RewardGradientConfig,
     RewardKernel,
     jump,
@@ -112,24 +113,23 @@ class LateJump(RewardKernel):
     repository="https://github.com/THUDM/ImageReward",
     family="reward gradient",
 )
-class ReFL(Strategy):
+class ReFL(RewardGradient):
     """Climbs a differentiable reward up to a target."""
 
-    spec = Spec(data="prompts", needs_reference=False, needs_reward="differentiable")
     Config = ReFLConfig
 
     def __init__(self, config: ReFLConfig) -> None:
         super().__init__(config)
-        spec = config.fitted(self.spec)
-        self.spec = replace(spec, data="winners") if config.pretraining_weight else spec
+        if config.pretraining_weight:
+            self.spec = replace(self.spec, data="winners")
 
     def kernel(self) -> Kernel:
         """A jump to the image from a random late step."""
         return LateJump(self.config)
 
     def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
-        """Return the mean over images."""
-        output = self.config.objective(terms.policy, batch.size)
+        """Return the mean over images, with the errors of winners where they are denoised."""
+        output = super().loss(terms, statistics, batch)
         if not self.config.pretraining_weight:
             return output
         errors = terms.policy[:, -1]

@@ -32,9 +32,8 @@ from diffalign.errors import UserError
 from diffalign.inference.noise_generators import PolicyGenerator
 from diffalign.inference.noise_judge import Found, Judge
 from diffalign.inference.noise_result import NoiseResult
-from diffalign.inference.noise_search import norm_penalty
+from diffalign.inference.noise_search import noise_loss, norm_penalty
 from diffalign.inference.one_step import Sampling
-from diffalign.rewards.combine import WeightedSum
 from diffalign.strategies.base import (
     Context,
     LossOutput,
@@ -143,8 +142,7 @@ class ReNO(Strategy):
         metadata = [row for batch in batches for row in batch.metadata]
         seeds = [seed for batch in batches for seed in batch.seeds.tolist()]
         generator = PolicyGenerator(ctx.policy, prompts, self.config.sampling)
-        reward = WeightedSum(ctx.rewards, {name: ctx.reward_weights.get(name, 1.0) for name in ctx.rewards})
-        self._judge = Judge(generator, reward, prompts, metadata or None)
+        self._judge = Judge(generator, ctx.reward, prompts, metadata or None)
         self._searches += [_Search(*row) for row in zip(prompts, seeds, self._judge.found, strict=True)]
         with torch.no_grad():
             for noise, start in zip(self._noise, generator.draw(seeds), strict=False):
@@ -180,7 +178,7 @@ class ReNO(Strategy):
     def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
         """Return the mean over captions."""
         totals, penalties = terms.policy.unbind(dim=1)
-        losses = self.config.norm_weight * penalties - totals
+        losses = noise_loss(totals, penalties, self.config.norm_weight)
         return LossOutput(losses.mean(), {"loss": losses.detach(), "reward": totals.detach()})
 
     def state_dict(self) -> dict[str, Any]:

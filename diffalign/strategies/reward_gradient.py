@@ -26,8 +26,7 @@ from diffalign.diffusion.level import Grid
 from diffalign.diffusion.random import derive_seed, randn_rows
 from diffalign.errors import UserError, unknown
 from diffalign.policies.base import Policy
-from diffalign.rewards.combine import WeightedSum
-from diffalign.strategies.base import Context, LossOutput, Piece, Spec
+from diffalign.strategies.base import Context, LossOutput, Piece, Spec, Strategy, Terms
 from diffalign.strategies.pair_kernel import squared_errors
 
 RewardForm = Literal["linear", "distance", "hinge"]
@@ -116,6 +115,20 @@ class RewardGradientConfig:
         return replace(spec, waived_guards={**spec.waived_guards, "zero_loss": reached, "zero_gradient": reached})
 
 
+class RewardGradient(Strategy):
+    """What AlignProp, DRaFT and ReFL have in common; each has its constants and its kernel, a :class:`RewardKernel`."""
+
+    spec = Spec(data="prompts", needs_reference=False, needs_reward="differentiable")
+
+    def __init__(self, config: RewardGradientConfig) -> None:
+        super().__init__(config)
+        self.spec = config.fitted(self.spec)
+
+    def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
+        """Return the mean over images."""
+        return self.config.objective(terms.policy, batch.size)  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True)
 class Departure:
     """Where the part of sampling with a gradient begins.
@@ -180,8 +193,7 @@ class RewardKernel(ABC):
         """Rewards, and distances from the reference where they are penalised, (rows, 1 or 2) float32."""
         departure = draws.select(piece.rows)
         images = ctx.policy.decode(self.arrive(ctx, departure))
-        reward = WeightedSum(ctx.rewards, {name: ctx.reward_weights.get(name, 1.0) for name in ctx.rewards})
-        scores = reward.score(images, departure.prompts, departure.metadata or None)
+        scores = ctx.reward.score(images, departure.prompts, departure.metadata or None)
         columns = [scores.to(torch.promote_types(scores.dtype, torch.float32))]
         if self.config.reference_weight:
             columns.append(self._distance(ctx, departure))

@@ -16,16 +16,11 @@ Captions must not be dropped: an empty caption matches as well as another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from torch import Tensor
-
-from diffalign.batch import ImageBatch
-from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Reduce, Spec, Strategy, Terms
-from diffalign.strategies.pair_kernel import DenoisingKernel, Noised
+from diffalign.strategies.base import Spec
 from diffalign.strategies.registry import register
-from diffalign.strategies.utility import UtilityConfig, UtilityObjective, label_rows
+from diffalign.strategies.utility import UtilityConfig, UtilityStrategy
 
 
 @dataclass(frozen=True)
@@ -39,30 +34,8 @@ class TKTOConfig(UtilityConfig):
     paper="Free Lunch Alignment of Text-to-Image Diffusion Models without Preference Image Pairs (arXiv 2509.25771)",
     repository="https://github.com/DSL-Lab/T2I-Free-Lunch-Alignment",
 )
-class TKTO(Strategy):
+class TKTO(UtilityStrategy):
     """Learns which captions fit."""
 
     spec = Spec(data="labelled_captions", statistics="update")
     Config = TKTOConfig
-
-    def __init__(self, config: TKTOConfig) -> None:
-        super().__init__(config)
-        self.spec = replace(self.spec, statistics=config.reference_scope)
-        self.objective = UtilityObjective(config.beta, weights=config.weights)
-
-    def kernel(self) -> Kernel:
-        """Plain denoising errors."""
-        return DenoisingKernel()
-
-    def frozen(self, ctx: Context, batch: ImageBatch, draws: Noised, piece: Piece) -> Mapping[str, Tensor]:
-        """Add the labels to the reference's errors."""
-        values = super().frozen(ctx, batch, draws, piece)
-        return {**values, "label": label_rows(batch, piece, like=values["reference"])}
-
-    def statistics(self, terms: Terms, reduce: Reduce) -> Mapping[str, Tensor]:
-        """The reference point."""
-        return {"reference_point": self.objective.point(terms, reduce)}
-
-    def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
-        """See :class:`~diffalign.strategies.utility.UtilityObjective`."""
-        return self.objective(terms, statistics)

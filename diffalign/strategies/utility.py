@@ -8,17 +8,18 @@ and text methods of this family.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffalign.batch import Batch
+from diffalign.batch import Batch, ImageBatch
 from diffalign.errors import UserError, unknown
-from diffalign.strategies.base import LossOutput, Piece, Reduce, Terms
+from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Reduce, Strategy, Terms
 from diffalign.strategies.heads import accuracy
+from diffalign.strategies.pair_kernel import DenoisingKernel, Noised
 
 Utility = Literal["sigmoid", "loss_averse", "risk_seeking"]
 PointRule = Literal["batch_mean", "class_means", "mismatched"]
@@ -160,3 +161,34 @@ class UtilityObjective:
             "reference_error": terms.reference,
         }
         return {name: value.mean(dim=1) for name, value in by_row.items()} | {"reference_point": point}
+
+
+class UtilityStrategy(Strategy):
+    """What Diffusion-KTO and TKTO have in common; each says what its labels are of.
+
+    Args:
+        config: constants.
+        kind, rule: of the :class:`UtilityObjective`.
+    """
+
+    def __init__(self, config: UtilityConfig, kind: Utility = "sigmoid", rule: PointRule = "batch_mean") -> None:
+        super().__init__(config)
+        self.spec = replace(self.spec, statistics=config.reference_scope)
+        self.objective = UtilityObjective(config.beta, kind, config.weights, rule)
+
+    def kernel(self) -> Kernel:
+        """Plain denoising errors."""
+        return DenoisingKernel()
+
+    def frozen(self, ctx: Context, batch: ImageBatch, draws: Noised, piece: Piece) -> Mapping[str, Tensor]:
+        """Add the labels to the reference's errors."""
+        values = super().frozen(ctx, batch, draws, piece)
+        return {**values, "label": label_rows(batch, piece, like=values["reference"])}
+
+    def statistics(self, terms: Terms, reduce: Reduce) -> Mapping[str, Tensor]:
+        """The reference point."""
+        return {"reference_point": self.objective.point(terms, reduce)}
+
+    def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
+        """See :class:`UtilityObjective`."""
+        return self.objective(terms, statistics)
