@@ -9,11 +9,22 @@ __version__ = "0.1.0"
 _LAZY = {
     "train": ("diffalign.training.api", "train"),
     "list_methods": ("diffalign.strategies.registry", "list_methods"),
+    "load_policy": ("diffalign.policies.loading", "load_policy"),
+    "FunctionReward": ("diffalign.rewards.function", "FunctionReward"),
     "UserError": ("diffalign.errors", "UserError"),
     "optimize_noise": ("diffalign.inference.optimize_noise", "optimize_noise"),
     "best_of_n": ("diffalign.inference.optimize_noise", "best_of_n"),
 }
-__all__ = ["UserError", "__version__", "best_of_n", "list_methods", "optimize_noise", "train"]
+__all__ = [
+    "FunctionReward",
+    "UserError",
+    "__version__",
+    "best_of_n",
+    "list_methods",
+    "load_policy",
+    "optimize_noise",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

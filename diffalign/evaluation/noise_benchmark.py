@@ -17,11 +17,12 @@ from diffalign.evaluation.manifest import ENVIRONMENT, begin_or_continue
 from diffalign.evaluation.prompt_sets import EvalPrompt, PromptSet
 from diffalign.evaluation.winrate import Estimate, bootstrap_mean
 from diffalign.inference.noise_result import NoiseResult
-from diffalign.inference.optimize_noise import best_of_n, load_model, optimize_noise, weighted
+from diffalign.inference.optimize_noise import best_of_n, load_model, optimize_noise
 from diffalign.records import read_json, write_json, write_jsonl
 from diffalign.rewards.base import Reward
 from diffalign.rewards.combine import WeightedSum
 from diffalign.rewards.compose import load_parts, parse_rewards
+from diffalign.rewards.given import weighted
 from diffalign.rewards.preprocess import to_tensor
 from diffalign.training.runfolder import environment
 

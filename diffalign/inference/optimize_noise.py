@@ -23,13 +23,8 @@ from diffalign.inference.noise_result import NoiseResult
 from diffalign.inference.noise_search import Callback, NoiseSearch, SearchSettings
 from diffalign.inference.one_step import ONE_STEP, Sampling, known_model, load_one_step
 from diffalign.policies.components import PipelinePolicy
-from diffalign.rewards.base import Metadata, Reward
-from diffalign.rewards.combine import WeightedSum
-from diffalign.rewards.compose import load_parts, parse_rewards
-from diffalign.rewards.loading import load_reward
-
-Rewards = str | Mapping[str, Any] | WeightedSum
-"""``"pickscore:0.05,clip:0.01"``; name -> weight, reward, or (reward, weight); or all of it loaded."""
+from diffalign.rewards.base import Metadata
+from diffalign.rewards.given import Rewards, weighted
 
 
 @dataclass(frozen=True)
@@ -117,7 +112,8 @@ def optimize_noise(
         pipeline: a pipeline of diffusers, a policy, a model that ``load_policy`` takes, or a one-step model by name
             (:data:`diffalign.inference.one_step.ONE_STEP`).
         prompt: one caption, or several, which are searched side by side.
-        rewards: ``"pickscore:0.05,clip:0.01"``, or name -> weight, reward, or (reward, weight).
+        rewards: ``"pickscore:0.05,clip:0.01"``, a reward, or name -> weight, reward, or (reward, weight); functions of
+            (images, prompts) with a gradient are wrapped in ``FunctionReward(..., differentiable=True)``.
         steps: iterations, each one generation.
         noise: (captions, channels, ...) to start from, instead of noise drawn from ``seed``.
         metadata: structured description of each caption, for rewards that need it.
@@ -190,36 +186,6 @@ def best_of_n(
         found = best_of_noises(judge, drawn, n, max_rows)
     results = [NoiseResult.of(*row) for row in zip(found, prompts, seeds, strict=True)]
     return results[0] if isinstance(prompt, str) else results
-
-
-def weighted(rewards: Rewards, device: torch.device | str = "cpu") -> WeightedSum:
-    """Load what is given by name and put weights to it.
-
-    Args:
-        rewards: see :data:`Rewards`.
-        device: where networks of rewards given by name run.
-
-    Raises:
-        UserError: for no reward at all, or an unknown one.
-    """
-    if isinstance(rewards, WeightedSum):
-        return rewards
-    if isinstance(rewards, str):
-        specs = parse_rewards(rewards)
-        return WeightedSum(load_parts(specs, device), {spec.label: spec.weight for spec in specs})
-    if not rewards:
-        raise UserError("no rewards: give for example {'pickscore': 1.0}")
-    parts: dict[str, Reward] = {}
-    weights: dict[str, float] = {}
-    for name, given in rewards.items():
-        reward: Any
-        reward, weight = given if isinstance(given, tuple) else (given, 1.0)
-        if isinstance(reward, (int, float)):
-            reward, weight = load_reward(name, device), reward
-        if not isinstance(reward, Reward):
-            raise UserError(f"the reward {name!r} is a {type(reward).__name__}: give a weight or a Reward")
-        parts[name], weights[name] = reward, float(weight)
-    return WeightedSum(parts, weights)
 
 
 def load_model(name: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Any:

@@ -26,6 +26,16 @@ from diffalign.rewards.base import Reward
 from diffalign.rewards.combine import LogSigmoid, Normalised, ParetoRank, UncertaintyWeighted, WeightedSum, WinRate
 from diffalign.rewards.loading import load_reward
 
+_PYTHON = "(python "
+"""How the source of a reward begins that was given as a Python object."""
+
+
+def python_source(given: Any) -> str:
+    """Return what stands in the place of a source for a Python object: ``(python MODULE.NAME)``."""
+    given = getattr(given, "function", given)
+    named = given if hasattr(given, "__qualname__") else type(given)
+    return f"{_PYTHON}{named.__module__}.{named.__qualname__})"
+
 
 @dataclass(frozen=True)
 class RewardSpec:
@@ -61,9 +71,14 @@ class RewardSpec:
             raise UserError(f"reward {self.name!r}: give one of {' and '.join(map(repr, given))}, not both")
 
     @property
+    def is_object(self) -> bool:
+        """Whether it was given as a Python object, which no text can bring back."""
+        return self.source is not None and self.source.startswith(_PYTHON)
+
+    @property
     def label(self) -> str:
         """What reports call this entry."""
-        return self.name if self.source is None else f"{self.name}@{self.source}"
+        return self.name if self.source is None or self.is_object else f"{self.name}@{self.source}"
 
 
 def parse_rewards(text: str | Sequence[Any]) -> list[RewardSpec]:
@@ -127,12 +142,24 @@ def _number(weight: Any, name: str) -> float:
 
 
 def load_parts(
-    specs: Sequence[RewardSpec], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    specs: Sequence[RewardSpec],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    given: Mapping[str, Reward] | None = None,
 ) -> dict[str, Reward]:
-    """Load the rewards of a composition one by one, unweighted and with their transformation: label -> reward."""
+    """Load the rewards of a composition one by one, unweighted and with their transformation: label -> reward.
+
+    Args:
+        specs: the composition.
+        device, dtype: where and how networks run.
+        given: those that are Python objects, by label; they are used as they are.
+
+    Raises:
+        UserError: for an unknown reward, or a Python object that was not given.
+    """
     parts: dict[str, Reward] = {}
     for spec in specs:
-        reward = load_reward(spec.label, device, dtype)
+        reward = _given(spec, given or {}) if spec.is_object else load_reward(spec.label, device, dtype)
         if spec.normalise:
             reward = Normalised(reward)
         if spec.reference is not None:
@@ -143,6 +170,15 @@ def load_parts(
             reward = WinRate(reward)
         parts[spec.label] = reward
     return parts
+
+
+def _given(spec: RewardSpec, given: Mapping[str, Reward]) -> Reward:
+    if spec.label not in given:
+        raise UserError(
+            f"the reward {spec.name!r} was a Python object, {spec.source}, which only Python can give: "
+            f"diffalign.train(..., rewards={{{spec.name!r}: ({spec.name}, {spec.weight})}})"
+        )
+    return given[spec.label]
 
 
 def compose(

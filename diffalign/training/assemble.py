@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from diffalign.training.processes import Processes
 from diffalign.training.runfolder import choose_folder, model_card
 from diffalign.training.sharding import networks_of, refuse_unless_shardable, shard
 from diffalign.training.source import EncodedSource
+from diffalign.training.trackers import Tracker
 from diffalign.training.trainables import Trainables
 
 _PREFETCHED_STEPS = 2
@@ -56,13 +57,22 @@ class DryRun:
         return RunResult(self.folder, 0)
 
 
-def build_run(config: TrainConfig, dataset: Any = None, console: Console | None = None) -> Trainer | DryRun:
+def build_run(
+    config: TrainConfig,
+    dataset: Any = None,
+    console: Console | None = None,
+    *,
+    rewards: Mapping[str, Any] | None = None,
+    trackers: Sequence[Tracker] = (),
+) -> Trainer | DryRun:
     """Load and connect everything that a run needs.
 
     Args:
         config: the run.
         dataset: anything that ``load_examples`` takes, instead of ``config.data.dataset_name``.
         console: where to print; by default the terminal.
+        rewards: those of ``config.reward.rewards`` that are Python objects, by label.
+        trackers: told of the run's metrics besides those of ``config.run.report_to``.
 
     Returns:
         what has a ``fit()``: the trainer, or a description of the run when ``dry_run`` is set.
@@ -83,7 +93,7 @@ def build_run(config: TrainConfig, dataset: Any = None, console: Console | None 
     rate, rate_line = scaled_learning_rate(config.optim, plan.global_batch)
 
     domain = domain_of(strategy.spec.modality)
-    ctx = _context(domain, strategy.spec, config, processes)
+    ctx = _context(domain, strategy.spec, config, processes, rewards or {})
     ctx.folder, ctx.global_batch = folder, plan.global_batch
     strategy.build(ctx)
     named = (config.data.prompts or config.data.dataset_name) if dataset is None else dataset
@@ -118,16 +128,19 @@ def build_run(config: TrainConfig, dataset: Any = None, console: Console | None 
         folder=folder,
         record=record,
         observer=processes.on_main(lambda: domain.observer(ctx.policy, data, config, console)),
+        trackers=trackers,
         console=console,
     )
 
 
-def _context(domain: Domain, spec: Spec, config: TrainConfig, processes: Processes) -> Context:
+def _context(
+    domain: Domain, spec: Spec, config: TrainConfig, processes: Processes, given: Mapping[str, Any]
+) -> Context:
     """Load the policy, make it trainable, and put together what the strategy sees."""
     with processes.main_first():  # downloads happen once
         policy = domain.load_policy(config.model, _frozen_dtype(config), processes.device)
         specs = parse_rewards(config.reward.rewards) if spec.needs_reward else []
-        rewards = domain.load_rewards(specs, processes.device) if specs else {}
+        rewards = domain.load_rewards(specs, processes.device, given) if specs else {}
     _check_rewards(rewards, spec, config)
     reference = _start(policy, spec, config, processes)
     return Context(

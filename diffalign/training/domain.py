@@ -58,8 +58,10 @@ class Domain(ABC):
     def load_policy(self, options: ModelOptions, dtype: torch.dtype, device: torch.device) -> BasePolicy:
         """Load the model that the options name, with its start adapter, frozen."""
 
-    def load_rewards(self, specs: Sequence[RewardSpec], device: torch.device) -> Mapping[str, Any]:
-        """Load rewards: label -> reward.
+    def load_rewards(
+        self, specs: Sequence[RewardSpec], device: torch.device, given: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Load rewards: label -> reward; ``given`` holds those that are Python objects.
 
         Raises:
             UserError: for an unknown reward, or where the modality has none by name.

@@ -60,8 +60,10 @@ class ImageDomain(Domain):
             load_adapter(policy, options.start_adapter, START_ADAPTER)  # type: ignore[arg-type]
         return policy
 
-    def load_rewards(self, specs: Sequence[RewardSpec], device: torch.device) -> Mapping[str, Reward]:
-        return load_parts(specs, device)
+    def load_rewards(
+        self, specs: Sequence[RewardSpec], device: torch.device, given: Mapping[str, Reward]
+    ) -> Mapping[str, Reward]:
+        return load_parts(specs, device, given=given)
 
     def load_data(
         self,

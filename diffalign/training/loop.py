@@ -110,6 +110,7 @@ class Trainer:
         folder: where everything is written.
         record: what is written about the run.
         observer: validation and evaluation, if any.
+        trackers: told of metrics besides those that ``run`` names.
         console: where to print; None is silent.
     """
 
@@ -126,12 +127,13 @@ class Trainer:
         folder: Path,
         record: RunRecord,
         observer: Observer | None = None,
+        trackers: Sequence[Tracker] = (),
         console: Console | None = None,
     ) -> None:
         self.strategy, self.ctx, self.source = strategy, ctx, source
         self._processes, self._run, self._record, self._observer = processes, run, record, observer
         self._console = console if processes.is_main else None
-        self._watch = Stopwatch(ctx.device)
+        self._watch, self._trackers = Stopwatch(ctx.device), trackers
         self._folder = RunFolder(folder)
         self.trainables = Trainables(strategy, ctx.policy)
         guards = Guards(run.guard_patience, run.spike_factor, run.max_skipped_steps, strategy.spec.waived_guards)
@@ -236,7 +238,8 @@ class Trainer:
         if not self._processes.is_main:
             return []
         self._folder.record(self._record.config)
-        return build_trackers(self._run.report_to, self._folder.path, self._record.config, self.ctx.step)
+        named = build_trackers(self._run.report_to, self._folder.path, self._record.config, self.ctx.step)
+        return [*named, *self._trackers]
 
     def _resume(self) -> None:
         if self._run.resume_from_checkpoint is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,6 +93,26 @@ class WandB:
 
     def close(self) -> None:
         self._run.finish()
+
+
+class Told:
+    """Tells a function.
+
+    Args:
+        function: called with (step, metrics).
+    """
+
+    def __init__(self, function: Callable[[int, Mapping[str, float]], object]) -> None:
+        self._function = function
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._function(step, values)
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        """Pictures lie in the run folder."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def build_trackers(

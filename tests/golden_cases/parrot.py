@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from diffalign.diffusion.guidance import centred_guidance
-from diffalign.rollouts.rollout import Judged, Rollout
+from diffalign.rollouts.judged import Judged
+from diffalign.rollouts.rollout import Rollout
 from diffalign.strategies.base import Terms
 from diffalign.strategies.parrot import Parrot, ParrotConfig
 from tests.golden_cases.base import GoldenCase

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import diffalign
@@ -28,7 +29,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def run(world: dict[str, str], method: str, folder: Path, **changes: Any) -> Any:
+def run(world: dict[str, Any], method: str, folder: Path, **changes: Any) -> Any:
     options = {
         **world,
         "rewards": "tiny-pickscore",
@@ -42,6 +43,10 @@ def run(world: dict[str, str], method: str, folder: Path, **changes: Any) -> Any
         "num_validation_images": 1,
     }
     return diffalign.train(method=method, **{**options, **changes})
+
+
+def redness(images: torch.Tensor, prompts: Any) -> torch.Tensor:
+    return images[:, 0].mean(dim=(1, 2))
 
 
 @pytest.mark.parametrize("method", ["alignprop", "draft_k", "draft_lv", "refl"])
@@ -72,6 +77,23 @@ def test_a_resumed_run_ends_with_the_same_weights(world: dict[str, str], tmp_pat
     )
     first, second = (load_file(result.folder / LORA) for result in (whole, parts))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_rewards_and_callbacks_that_only_python_can_give(world: dict[str, str], tmp_path: Path) -> None:
+    told: list[int] = []
+    options = {**world, "prompts": None}
+    red = diffalign.FunctionReward(redness, "redness", differentiable=True)
+
+    def train(**changes: Any) -> Any:
+        return run(options, "draft_k", tmp_path / "run", dataset=["a red cube", "a cat"], **changes)
+
+    result = train(rewards={"redness": (red, 0.5), "tiny-pickscore": 0.1}, callback=lambda step, _: told.append(step))
+    assert sorted(set(told)) == [1, 2]
+    recorded = yaml.safe_load((result.folder / "config.yaml").read_text())["rewards"]
+    assert recorded == f"redness@(python {__name__}.redness):0.5,tiny-pickscore:0.1"
+    assert {"reward", "loss"} <= result.metrics.keys()
+    with pytest.raises(UserError, match=r"'redness' was a Python object.*rewards=\{'redness'"):
+        train(rewards=recorded, resume_from_checkpoint="latest")
 
 
 def test_a_reward_without_gradient_is_refused(world: dict[str, str], tmp_path: Path) -> None:
