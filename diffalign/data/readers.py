@@ -61,7 +61,8 @@ def open_table(source: Any, kind: DataKind, options: SourceOptions) -> Table:
     """Open a source.
 
     Args:
-        source: "bundled", a path, a hub name, a ``datasets`` object, or a list of rows.
+        source: "bundled", a path, a hub name, a ``datasets`` object, or a list of rows; of captions where no more is
+            wanted.
         kind: what examples are wanted; the bundled data keep pairs and lists in files of their own.
         options: split, format, streaming.
 
@@ -70,8 +71,8 @@ def open_table(source: Any, kind: DataKind, options: SourceOptions) -> Table:
     """
     if not isinstance(source, str | Path):
         if isinstance(source, Sequence):
-            columns = frozenset(column for row in source for column in row)
-            return Table("rows", columns, lambda: iter(source))
+            rows = [_row(index, row, kind) for index, row in enumerate(source)]
+            return Table("rows", frozenset(column for row in rows for column in row), lambda: iter(rows))
         return table_of_dataset(source, type(source).__name__)
     name = options.data_format
     if name == "auto":
@@ -79,6 +80,17 @@ def open_table(source: Any, kind: DataKind, options: SourceOptions) -> Table:
     if name not in FORMATS:
         raise unknown("data format", name, [*FORMATS, "auto"])
     return FORMATS[name](source, kind, options)
+
+
+def _row(index: int, row: Any, kind: DataKind) -> Mapping[str, Any]:
+    if isinstance(row, Mapping):
+        return row
+    if isinstance(row, str) and kind == "prompts":
+        return {"prompt": row}
+    raise UserError(
+        f"rows, row {index} is a value of type {type(row).__name__}; expected a mapping of column to value, such as "
+        "{'prompt': 'a red circle', ...}"
+    )
 
 
 def open_records(source: Any, kind: DataKind, options: SourceOptions) -> RowReader:
