@@ -146,7 +146,8 @@ class InversionDPO(PairStrategy):
         if draws.path is None:
             return self._warm.frozen(ctx, draws.batch, draws.noised, piece)
         if piece.columns == 1:
-            return {"path_weight": torch.zeros(len(draws.batch.latents[piece.rows or slice(None)]), 1)}
+            images = draws.batch.latents[piece.rows or slice(None)]
+            return {"path_weight": torch.zeros(len(images), 1, device=images.device)}
         return self._kernel.frozen(ctx, batch, draws.path, piece)
 
     def terms(self, ctx: Context, batch: ImageBatch, draws: Draws, piece: Piece) -> Tensor:

@@ -72,6 +72,19 @@ def test_guidance_is_idle_where_the_empty_caption_says_the_same():
     assert not torch.allclose(*spoken)
 
 
+def test_rows_of_supervised_images_are_weighted_where_the_images_are():
+    policy = CountingPolicy()
+    strategy, ctx, batch = (
+        InversionDPO(replace(SHORT, sft_weight=0.5)),
+        context(policy),
+        image_batch(policy, examples=2),
+    )
+    draws = strategy.draw(ctx, batch)
+    elsewhere = replace(draws, batch=replace(draws.batch, latents=draws.batch.latents.to("meta")))
+    weights = strategy.frozen(ctx, batch, elsewhere, strategy.pieces(ctx, batch, draws)[-1])["path_weight"]
+    assert (weights.shape, weights.device.type) == ((2, 1), "meta")
+
+
 @pytest.mark.parametrize("moves", [2, 3])
 @pytest.mark.parametrize("sft_weight", [0.0, 0.5])
 def test_pieces_of_any_length_give_the_same_gradient(moves, sft_weight):
