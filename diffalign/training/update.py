@@ -121,10 +121,8 @@ class GradientPass:
             parts = [self._evaluate(batch, keep_graph=len(group) == 1) for batch in group]
             statistics = self._statistics([part for part in parts if part.batch is not spare], uneven)
             for part in parts:
-                if part.batch is spare:
-                    self._backward(part, statistics, 0.0, None)
-                else:
-                    self._backward(part, statistics, loss_scale / account.weight, account)
+                entered = None if part.batch is spare else account
+                self._backward(part, statistics, loss_scale / account.weight, entered)
         sum_gradients(self._parameters, self._processes)
         if self._ctx.reference is not None:
             self._ctx.reference.share()
@@ -190,15 +188,17 @@ class GradientPass:
     def _backward(
         self, part: _Part, statistics: Mapping[str, Tensor], factor: Tensor | float, account: Account | None
     ) -> None:
+        """Add the gradient of a micro-batch, and enter it; without an account it adds nothing, by the same passes."""
         terms = part.terms if part.live else Terms(part.terms.policy.detach().requires_grad_(), part.terms.frozen)
-        output = self._strategy.loss(terms, statistics, part.batch)
-        if account is not None:
+        output = None if account is None else self._strategy.loss(terms, statistics, part.batch)
+        if account is not None and output is not None:
             account.add(part.batch, output, terms.policy)
-        objective = output.loss * part.batch.size * factor
-        if not objective.requires_grad:  # a loss that depends on no term, such as a group without variance
-            if not is_sharded(self._ctx.policy.module):
-                return
-            objective = 0.0 * terms.policy.sum()  # the other processes wait for this one's passes
+        if output is not None and output.loss.requires_grad:
+            objective = output.loss * part.batch.size * factor
+        elif is_sharded(self._ctx.policy.module):
+            objective = without_gradient(terms.policy)  # the other processes wait for this one's passes
+        else:
+            return  # a loss that depends on no term, such as a group without variance
         if part.live:
             with self._under(part.pieces[0]):
                 self._run_backward(objective, None)
@@ -236,6 +236,11 @@ class GradientPass:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(derive_seed("dropout", index, *batch.seeds.tolist()))
             yield
+
+
+def without_gradient(terms: Tensor) -> Tensor:
+    """Return 0 with a graph down to the terms, whose gradient is exactly 0 even where they are not finite."""
+    return 0.0 * terms.nan_to_num(0.0, 0.0, 0.0).sum()
 
 
 def join_micro_batches(parts: Sequence[tuple[Terms, int]]) -> Terms:

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from diffalign.batch import Batch
-from diffalign.strategies.base import Context, LossOutput, Piece, Terms
+from diffalign.strategies.base import Context, LossOutput, Piece, Terms, Update
 from diffalign.training.checkpoint import list_checkpoints
 from diffalign.training.config import OptimOptions
 from diffalign.training.guards import RunStopped
 from diffalign.training.trackers import METRICS_FILE
+from diffalign.training.update import GradientPass
 from tests.interface.fakes import Fake
-from tests.interface.toy import ToySource, features
+from tests.interface.toy import ToyPolicy, ToySource, features, toy_batch
 from tests.training.support import OPTIM, toy_trainer
 
 SGD = OptimOptions(optimizer="sgd", learning_rate=0.1, max_grad_norm=0.0)
@@ -133,3 +134,42 @@ def test_record_of_a_run(tmp_path: Path) -> None:
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["packages"]["torch"] == torch.__version__
     assert (tmp_path / "run" / "config.yaml").read_text().startswith("method: fake")
+
+
+class Overflowing(Fake):
+    """The loss of one example is beyond all numbers."""
+
+    def terms(self, ctx: Context, batch: Batch, draws: Tensor, piece: Piece) -> Tensor:
+        far = torch.tensor([[1e4 * (name == "example-3")] for name in batch.ids])
+        return super().terms(ctx, batch, draws, piece) + far
+
+    def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: Batch) -> LossOutput:
+        return LossOutput(terms.policy.exp().mean())
+
+
+class Neighboured:
+    """What the only process would see beside one that runs some micro-batches, and lends example 3."""
+
+    world_size = 1
+
+    def __init__(self, neighbours: float) -> None:
+        self._row = [neighbours, 1.0]
+
+    def table(self, row: list[float]) -> list[list[float]]:
+        return [row, self._row]
+
+    def lend(self, batch: Batch | None) -> Batch:
+        return toy_batch([3])
+
+
+def test_a_lent_micro_batch_adds_nothing_whatever_its_loss_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffalign.training.update.is_sharded", lambda module: True)
+    gradients = []
+    for neighbours in (1.0, 2.0):
+        ctx = Context(policy=ToyPolicy())
+        parameters = list(ctx.policy.module.parameters())
+        step = GradientPass(Overflowing(), ctx, parameters, Neighboured(neighbours))  # type: ignore[arg-type]
+        step(Update([toy_batch([0])]))
+        gradients.append(parameters[0].grad)
+    assert gradients[0].abs().min() > 0
+    assert gradients[1].equal(gradients[0])
