@@ -175,6 +175,8 @@ def _check(spec: Spec, config: TrainConfig) -> None:
         raise UserError(
             f"--pinned_draws would make {config.method!r} sample the same images again: leave the option out"
         )
+    if spec.trains == "own" and config.optim.use_ema:
+        raise UserError(f"--use_ema averages the model's weights, which {config.method!r} does not train: leave it out")
     if spec.replays and config.model.lora_dropout:
         raise UserError(
             f"{config.method!r} samples without dropout and compares densities with those of training, which "

@@ -105,5 +105,7 @@ def test_mistakes_are_refused() -> None:
         ReNO(ReNOConfig()).build(Context(tiny_policy("sd"), world_size=2))
     with pytest.raises(UserError, match="iterations"):
         ReNOConfig(iterations=0)
+    with pytest.raises(UserError, match="--use_ema averages the model's weights, which 'reno' does not train"):
+        diffalign.train([], method="reno", rewards="tiny-pickscore", use_ema=True)
     with pytest.raises(ValueError, match="checkpoint"):
         ReNO(ReNOConfig()).load_state_dict({"noise": 1})
