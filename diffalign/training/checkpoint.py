@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffalign.errors import UserError
+from diffalign.training.processes import Processes
 from diffalign.training.state_files import pack, unpack
 
 MANIFEST = "manifest.json"
@@ -150,8 +151,12 @@ def list_checkpoints(root: Path) -> list[Path]:
     return sorted(path for path in root.glob(f"{_PREFIX}*") if path.is_dir())
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
+def read_checkpoint(folder: Path, hashed: bool = True) -> Checkpoint:
     """Read a checkpoint after checking every file against the manifest.
+
+    Args:
+        folder: where it lies.
+        hashed: compare contents too, not only sizes; needless where another process has just done so.
 
     Raises:
         BrokenCheckpoint: if a file is missing, truncated or altered.
@@ -169,7 +174,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             raise BrokenCheckpoint(f"{path} is missing")
         if path.stat().st_size != facts["size"]:
             raise BrokenCheckpoint(f"{path} has {path.stat().st_size} bytes instead of {facts['size']}")
-        if _hash(path) != facts["sha256"]:
+        if hashed and _hash(path) != facts["sha256"]:
             raise BrokenCheckpoint(f"{path} has been altered")
     state = unpack(json.loads((folder / "state.json").read_text()), load_file(folder / "state.safetensors"))
     return Checkpoint(state["step"], load_file(folder / "weights.safetensors"), state, folder)
@@ -201,6 +206,25 @@ def find_checkpoint(what: str, root: Path) -> tuple[Checkpoint, list[str]]:
         except BrokenCheckpoint as error:
             remarks.append(f"passed over a checkpoint that is not whole: {error}")
     raise UserError("; ".join([f"no whole checkpoint in {root}: nothing to resume from", *remarks]))
+
+
+def find_together(what: str, root: Path, processes: Processes) -> tuple[Checkpoint, list[str]]:
+    """Do as :func:`find_checkpoint` on all processes: the main one chooses and checks, the others read its choice.
+
+    Raises:
+        UserError: on every process if there is none; where one does not see what the main one has found.
+    """
+    found = processes.on_main(lambda: find_checkpoint(what, root))
+    folder = processes.exchange(found[0].folder if found else None)[0]
+    if found:
+        return found
+    assert folder is not None
+    try:
+        return read_checkpoint(folder, hashed=False), []
+    except BrokenCheckpoint as error:
+        raise UserError(
+            f"process {processes.rank} cannot read the checkpoint: {error}; all must share the disk"
+        ) from error
 
 
 def _hash(path: Path) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from diffalign.batch import Batch
 from diffalign.strategies.base import Context, Strategy, Update
-from diffalign.training.checkpoint import RunIdentity, find_checkpoint, save_checkpoint
+from diffalign.training.checkpoint import RunIdentity, find_together, save_checkpoint
 from diffalign.training.config import OptimOptions, RunOptions
 from diffalign.training.early_stop import EarlyStop
 from diffalign.training.guards import Guards, RunStopped
@@ -244,7 +244,8 @@ class Trainer:
     def _resume(self) -> None:
         if self._run.resume_from_checkpoint is None:
             return
-        checkpoint, remarks = find_checkpoint(self._run.resume_from_checkpoint, self._folder.checkpoints)
+        wanted = self._run.resume_from_checkpoint
+        checkpoint, remarks = find_together(wanted, self._folder.checkpoints, self._processes)
         checkpoint.check_identity(self._record.identity)
         self.trainables.load_state_dict(checkpoint.weights)
         self._stepper.load_state_dict(checkpoint.state["stepper"])

@@ -16,10 +16,12 @@ from diffalign.training import checkpoint as module
 from diffalign.training.checkpoint import (
     BrokenCheckpoint,
     find_checkpoint,
+    find_together,
     list_checkpoints,
     read_checkpoint,
     save_checkpoint,
 )
+from diffalign.training.processes import Processes
 from diffalign.training.state_files import pack, unpack
 
 WEIGHTS = {"layer.a": torch.arange(6.0).reshape(2, 3), "layer.b": torch.tensor([1.5], dtype=torch.float64)}
@@ -96,6 +98,35 @@ def test_a_half_written_folder_is_no_checkpoint(tmp_path: Path) -> None:
         find_checkpoint("latest", tmp_path)
     save(tmp_path, 2)  # and it does not disturb the next attempt
     assert find_checkpoint("latest", tmp_path)[0].step == 2
+
+
+class Beside(Processes):
+    """Rank 0 or 1 of two processes whose other one has been told what rank 0 found, or why nothing."""
+
+    def __init__(self, rank: int, told: Any = None) -> None:
+        self._rank, self._told = rank, told
+
+    rank = property(lambda self: self._rank)  # type: ignore[assignment]
+    is_main = property(lambda self: self._rank == 0)  # type: ignore[assignment]
+
+    def exchange(self, value: Any) -> list[Any]:
+        return [value if self.is_main else self._told, None]
+
+    def on_main(self, work: Any) -> Any:
+        return work() if self.is_main else None
+
+
+def test_one_process_checks_what_all_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(tmp_path, 3)
+    hashed: list[Path] = []
+    monkeypatch.setattr(module, "_hash", lambda path, hash=module._hash: hashed.append(path) or hash(path))
+    first, _ = find_together("latest", tmp_path, Beside(0))
+    assert len(hashed) == 3
+    second, remarks = find_together("latest", tmp_path, Beside(1, first.folder))
+    assert (len(hashed), second.step, second.folder, remarks) == (3, 3, folder, [])
+    assert all(torch.equal(second.weights[name], value) for name, value in first.weights.items())
+    with pytest.raises(UserError, match=r"process 1 cannot read the checkpoint: .*; share its disk"):
+        find_together("latest", tmp_path, Beside(1, tmp_path / "elsewhere"))
 
 
 def test_a_named_checkpoint_must_be_whole(tmp_path: Path) -> None:
