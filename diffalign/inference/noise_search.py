@@ -59,8 +59,10 @@ class SearchSettings:
     Args:
         steps: iterations, each one generation. 50: official code.
         learning_rate: 5: official code (10 for HyperSDXL).
-        optimizer: "sgd" with Nesterov momentum: official code; or "adam", with its epsilon of 0.01.
+        optimizer: "sgd" or "adam". sgd: official code.
         momentum: of "sgd". 0.9: official code.
+        nesterov: of "sgd", where it has momentum. True: official code.
+        adam_epsilon: of "adam", added to the root of its denominator. 0.01: official code.
         max_grad_norm: bound on the norm of each row's gradient; 0 switches clipping off. 0.1: official code.
         norm_weight: lambda. 0.01: official code.
         patience: end the search of a prompt after so many iterations without a better image; 0 never does. 0: official
@@ -75,6 +77,8 @@ class SearchSettings:
     learning_rate: float = 5.0
     optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = 0.9
+    nesterov: bool = True
+    adam_epsilon: float = 1e-2
     max_grad_norm: float = 0.1
     norm_weight: float = 0.01
     patience: int = 0
@@ -87,7 +91,7 @@ class SearchSettings:
             raise UserError(f"learning_rate is {self.learning_rate}: expected a number above 0")
         if not 0 <= self.momentum < 1:
             raise UserError(f"momentum is {self.momentum}: expected a number in [0, 1)")
-        for name in ("max_grad_norm", "norm_weight", "patience", "max_rows"):
+        for name in ("adam_epsilon", "max_grad_norm", "norm_weight", "patience", "max_rows"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}: expected 0 or more")
 
@@ -187,8 +191,8 @@ class NoiseSearch:
     def _optimizer(self, rows: list[nn.Parameter]) -> torch.optim.Optimizer:
         settings = self.settings
         if settings.optimizer == "adam":
-            return torch.optim.Adam(rows, lr=settings.learning_rate, eps=1e-2)
-        nesterov = settings.momentum > 0
+            return torch.optim.Adam(rows, lr=settings.learning_rate, eps=settings.adam_epsilon)
+        nesterov = settings.nesterov and settings.momentum > 0
         return torch.optim.SGD(rows, lr=settings.learning_rate, momentum=settings.momentum, nesterov=nesterov)
 
     def _exhausted(self, found: Found, iteration: int) -> bool:

@@ -42,12 +42,12 @@ def run(case: GoldenCase) -> dict[str, Any]:
             "reg_weight": None,
             "regularize": {True, False},
             "optimizer": {"adam", "sgd"},
-            "nesterov": {True},
+            "nesterov": {True, False},
             "momentum": None,
             "weights": None,
             "toy_generator": {GENERATOR},
             "toy_rewards": {REWARDS},
-            "adam_eps": {0.01},
+            "adam_eps": None,
         },
     )
     params, start, mixing = case.params, case.tensor("init_latents"), case.tensor("W")
@@ -63,6 +63,8 @@ def run(case: GoldenCase) -> dict[str, Any]:
         learning_rate=params["lr"],
         optimizer=params["optimizer"],
         momentum=params["momentum"],
+        nesterov=params["nesterov"],
+        adam_epsilon=params["adam_eps"],
         max_grad_norm=params["grad_clip"],
         norm_weight=norm_weight,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from diffalign.errors import UserError
 from diffalign.inference.noise_judge import Judge, Look, best_of_noises
-from diffalign.inference.noise_search import NoiseSearch, SearchSettings, norm_penalty
+from diffalign.inference.noise_search import NoiseSearch, SearchSettings, noise_loss, norm_penalty
 from diffalign.rewards.combine import WeightedSum
 from diffalign.rewards.function import FunctionReward
 
@@ -117,6 +117,24 @@ def test_a_search_ends_when_nothing_improves() -> None:
     assert any(row.generations < 40 for row in found)
     for row, other in zip(found, whole, strict=True):
         assert row.history["total"] == pytest.approx(other.history["total"][: row.generations], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "step"),
+    [
+        ({}, lambda g: 1.9 * g),
+        ({"nesterov": False}, lambda g: g),
+        ({"optimizer": "adam"}, lambda g: g / (g.abs() + 1e-2)),
+        ({"optimizer": "adam", "adam_epsilon": 1e-8}, torch.sign),
+    ],
+)
+def test_the_first_step_is_that_of_the_optimizer(options: dict[str, Any], step: Callable[[Tensor], Tensor]) -> None:
+    looks: list[Look] = []
+    search(callback=looks.append, steps=2, learning_rate=0.5, max_grad_norm=0.0, **options)
+    leaf = NOISE.clone().requires_grad_()
+    noise_loss(leaf, reward(red=1.0, smooth=0.5).score(generate(leaf, [0, 1, 2]), PROMPTS), 0.01).sum().backward()
+    assert leaf.grad is not None
+    assert_close(looks[1].noise, NOISE - 0.5 * step(leaf.grad), atol=1e-5, rtol=1e-4)
 
 
 def test_a_callback_sees_every_iteration_and_can_end_the_search() -> None:
