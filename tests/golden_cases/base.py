@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any
 
 import torch
@@ -11,6 +12,12 @@ from torch import Tensor
 
 DTYPES = {"torch.float32": torch.float32, "torch.float64": torch.float64}
 KEYS = {"name", "inputs", "params", "expected", "tolerance", "notes"}
+PLAIN: UnionType = float | int | str | None
+"""Anything but a record."""
+
+Kind = None | type | UnionType | Mapping[str, Any] | Collection[object]
+"""What a value, or each entry of a list, may be: None a number, a type one of its instances (``str`` a text, ``dict`` a
+record whose keys are read one by one), a mapping a record with some of these keys, another collection one of these."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +46,12 @@ class GoldenCase:
         """Read a case as stored.
 
         Raises:
-            ValueError: for keys that a case does not have.
+            ValueError: for keys that a case does not have, or nothing to compare.
         """
         if odd := set(record) - KEYS:
             raise ValueError(f"{file}: unknown keys of a case: {sorted(odd)}")
+        if not record["expected"]:
+            raise ValueError(f"{file}: the case expects nothing")
         return GoldenCase(file=file, **record)
 
     @property
@@ -58,25 +67,19 @@ class GoldenCase:
         """Return an input as int64."""
         return torch.tensor(self.inputs[key], dtype=torch.long)
 
-    def known(self, inputs: Collection[str], params: Mapping[str, Collection[object] | None]) -> None:
+    def known(self, inputs: Collection[str] | Mapping[str, Kind], params: Mapping[str, Kind]) -> None:
         """Refuse what the calling module does not know, so that no case passes by being misread.
 
         Args:
-            inputs: names of all inputs that are used.
-            params: name -> the values it may take, or None for any number or record; ``dtype`` is always known.
+            inputs: name -> kind of all inputs that are used; or their names alone, where none is a record.
+            params: name -> kind; ``dtype`` is always known.
 
         Raises:
-            ValueError: for another input or parameter, or a text value that is not listed.
+            ValueError: for another input, parameter or key of a record, or a value of another kind.
         """
-        allowed = {"dtype": DTYPES.keys(), **params}
-        if odd := set(self.inputs) - set(inputs):
-            raise ValueError(f"unknown inputs: {sorted(odd)}")
-        if odd := set(self.params) - set(allowed):
-            raise ValueError(f"unknown parameters: {sorted(odd)}")
-        for name, value in self.params.items():
-            values = allowed[name]
-            if (values is not None and value not in values) or (values is None and isinstance(value, str)):
-                raise ValueError(f"unknown value of parameter {name!r}: {value!r}")
+        kinds = inputs if isinstance(inputs, Mapping) else dict.fromkeys(inputs, PLAIN)
+        refuse_unknown(self.inputs, kinds, "inputs")
+        refuse_unknown(self.params, {"dtype": DTYPES.keys(), **params}, "params")
 
     def check(self, got: Mapping[str, Any]) -> None:
         """Compare every expected key.
@@ -88,6 +91,26 @@ class GoldenCase:
         assert not missing, f"not computed: {sorted(missing)}"
         for key, want in self.expected.items():
             compare(got[key], want, self.tolerance, key)
+
+
+def refuse_unknown(value: Any, kind: Kind, where: str) -> None:
+    """Raise ValueError for a value that is not of a kind; ``where`` names it."""
+    if isinstance(value, list):
+        for entry in value:
+            refuse_unknown(entry, kind, where)
+    elif isinstance(kind, Mapping):
+        if not isinstance(value, Mapping) or not set(value) <= set(kind):
+            raise ValueError(f"{where} is {value!r}: expected a record with keys among {sorted(kind)}")
+        for key, entry in value.items():
+            refuse_unknown(entry, kind[key], f"{where}.{key}")
+    elif kind is None:
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise ValueError(f"{where} is {value!r}: expected a number")
+    elif isinstance(kind, (type, UnionType)):
+        if not isinstance(value, kind):
+            raise ValueError(f"{where} is {value!r}: expected {kind}")
+    elif isinstance(value, Mapping) or value not in kind:
+        raise ValueError(f"{where} is {value!r}: expected one of {sorted(map(str, kind))}")
 
 
 def compare(got: Any, want: Any, tolerance: float, where: str) -> None:

@@ -11,7 +11,7 @@ from diffalign.strategies.advantages import PromptStatistics
 from diffalign.strategies.policy_gradient import ClippedObjective
 from tests.golden_cases.analytic import SCHEDULER_PARAMS, scheduler_process
 from tests.golden_cases.base import GoldenCase
-from tests.golden_cases.on_policy import tracked
+from tests.golden_cases.on_policy import ROLLOUT, tracked
 
 
 def run(case: GoldenCase) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def _step(case: GoldenCase) -> dict[str, Any]:
 
 
 def _tracker(case: GoldenCase) -> dict[str, Any]:
-    case.known({"batches"}, {"buffer_size": None, "min_count": None})
+    case.known({"batches": ROLLOUT}, {"buffer_size": None, "min_count": None})
     tracker = PromptStatistics(case.params["buffer_size"], case.params["min_count"])
     advantages = tracked(case.inputs["batches"], tracker, case.dtype)
     return {"advantages": [row.tolist() for row in advantages], "stats": tracker.summary()}

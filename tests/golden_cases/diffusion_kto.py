@@ -15,7 +15,7 @@ OFFSETS = {"none": "batch_mean", "sigmoid": "class_means"}
 def run(case: GoldenCase) -> dict[str, object]:
     case.known(
         {"model_pred", "ref_pred", "target", "labels"},
-        {"beta": None, "utility": UTILITIES, "offset": OFFSETS, "lambda_d": None, "lambda_u": None},
+        {"beta": None, "utility": UTILITIES.keys(), "offset": OFFSETS.keys(), "lambda_d": None, "lambda_u": None},
     )
     config = DiffusionKTOConfig(
         beta=case.params["beta"],

@@ -12,6 +12,9 @@ from diffalign.diffusion.level import Level
 from diffalign.rollouts.transitions import TransitionBatch
 from diffalign.strategies.advantages import PromptStatistics
 
+ROLLOUT = {"prompts": str, "rewards": None}
+"""Kinds of what a rollout records."""
+
 
 def flow_levels(sigmas: Tensor, index: Tensor) -> tuple[Level, Level]:
     """Levels before and after the steps of the given indices (rows,)."""

@@ -11,7 +11,7 @@ from diffalign.rewards.objective import margin_loss, preference_cross_entropy
 from diffalign.rewards.pal import PalConfig, PalHead, out_of_bounds
 from tests.golden_cases.base import GoldenCase
 
-COMMON = {"x_left", "x_right", "label", "user_weight_logits", "users"}
+COMMON = {"x_left", "x_right", "label"}
 OF_MODEL = {
     "A": {"projector_weight", "projector_bias", "prototypes"},
     "B": {"prompt", "item_projector", "prompt_projectors"},
@@ -20,7 +20,7 @@ OF_MODEL = {
 
 def run(case: GoldenCase) -> dict[str, Any]:
     case.known(
-        COMMON | OF_MODEL.get(case.params["model"], set()),
+        {**dict.fromkeys(COMMON | OF_MODEL.get(case.params["model"], set())), "users": str, "user_weight_logits": dict},
         {
             "model": OF_MODEL.keys(),
             "distance": {"dist", "angle"},

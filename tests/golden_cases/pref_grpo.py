@@ -34,7 +34,7 @@ def _advantages(case: GoldenCase) -> dict[str, Any]:
         {"pairs", "outcomes", "clip_scores"},
         {
             "num_items": None,
-            "reward_weights": None,
+            "reward_weights": {"win_rate": None, "clip": None},
             "apply_batch_normalisation": {True, False},
             "eps": None,
             "std": {"unbiased (ddof=1)"},

@@ -44,7 +44,7 @@ def run(case: GoldenCase) -> dict[str, Any]:
             "optimizer": {"adam", "sgd"},
             "nesterov": {True, False},
             "momentum": None,
-            "weights": None,
+            "weights": dict.fromkeys(OFFSETS),
             "toy_generator": {GENERATOR},
             "toy_rewards": {REWARDS},
             "adam_eps": None,

@@ -27,6 +27,12 @@ def planted(**changes: Any) -> dict[str, Any]:
     return record
 
 
+def rescheduled(**changes: Any) -> dict[str, Any]:
+    """The first case of DDPO with another scheduler."""
+    return {**STEP, "params": {**STEP["params"], "scheduler": {**STEP["params"]["scheduler"], **changes}}}
+
+
+STEP, TRACKER = json.loads((ROOT / "tests/golden/ddpo.json").read_text())["cases"][:2]
 PLANTED = {
     "right": planted(),
     "wrong_number": planted(expected={"loss": RECORD["expected"]["loss"] * 1.001}),
@@ -38,6 +44,18 @@ PLANTED = {
     "unknown_dtype": planted(params={"dtype": "torch.int8"}),
     "unknown_expectation": planted(expected={"accuracy": 1.0}),
     "unknown_key_of_a_case": planted(weight=1.0),
+    "truth_for_a_number": planted(params={"beta_dpo": True}),
+    "nothing_expected": {**RECORD, "expected": {}},
+}
+NESTED = {
+    "right": STEP,
+    "unknown_key_of_a_parameter": rescheduled(thresholding=False),
+    "unknown_text_in_a_parameter": rescheduled(beta_schedule="linear"),
+    "no_record": rescheduled(steps_offset={}),
+    "unknown_key_of_an_input": {
+        **TRACKER,
+        "inputs": {"updates": [{**update, "steps": 1} for update in TRACKER["inputs"]["updates"]]},
+    },
 }
 
 
@@ -53,8 +71,9 @@ class Verdicts:
 
 
 def test_each_case_is_one_item_and_only_right_ones_pass(tmp_path: Path) -> None:
-    cases = [{**record, "name": name} for name, record in PLANTED.items()]
-    (tmp_path / "diffusion_dpo.json").write_text(json.dumps({"cases": cases}))
+    for file, records in {"diffusion_dpo": PLANTED, "ddpo": NESTED}.items():
+        cases = [{**record, "name": name} for name, record in records.items()]
+        (tmp_path / f"{file}.json").write_text(json.dumps({"cases": cases}))
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "unheard_of.json").write_text(json.dumps({"cases": [{**RECORD, "name": "any"}]}))
     (tmp_path / "mapo.json").write_text("{")
@@ -63,6 +82,7 @@ def test_each_case_is_one_item_and_only_right_ones_pass(tmp_path: Path) -> None:
     code = pytest.main([runner, "--golden", str(tmp_path), "-p", "no:cacheprovider"], plugins=[verdicts])
     assert code == pytest.ExitCode.TESTS_FAILED
     expected = {f"diffusion_dpo.json::{name}": name == "right" for name in PLANTED}
+    expected |= {f"ddpo.json::{name}": name == "right" for name in NESTED}
     expected |= {"deep/unheard_of.json::any": False, "mapo.json::unreadable": False}
     assert verdicts.passed == expected
 

@@ -16,8 +16,7 @@ WEIGHT_FORMULA = (
 
 
 def run(case: GoldenCase) -> dict[str, Any]:
-    case.known({"x_formula", "weight_formula"}, {"n": None, "s": None, "keys": None})
-    assert case.inputs == {"x_formula": X_FORMULA, "weight_formula": WEIGHT_FORMULA}
+    case.known({"x_formula": {X_FORMULA}, "weight_formula": {WEIGHT_FORMULA}}, {"n": None, "s": None, "keys": str})
     shift = case.params["s"]
     embeddings = unit(wave((case.params["n"], 768), 0.0137, shift))
     return {"mlp_out": formula_head(case.params["keys"], shift)(embeddings)}

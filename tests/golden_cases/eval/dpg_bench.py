@@ -9,7 +9,7 @@ from tests.golden_cases.base import GoldenCase
 
 
 def run(case: GoldenCase) -> dict[str, Any]:
-    case.known({"dependency", "answers_per_image"}, {"images": None})
+    case.known({"dependency": dict, "answers_per_image": dict}, {"images": None})
     parents = {int(number): on for number, on in case.inputs["dependency"].items()}
     answers = [{int(number): text for number, text in image.items()} for image in case.inputs["answers_per_image"]]
     if len(answers) != case.params["images"]:

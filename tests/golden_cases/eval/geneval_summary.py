@@ -7,9 +7,11 @@ from typing import Any
 from diffalign.evaluation.geneval.summary import summarise
 from tests.golden_cases.base import GoldenCase
 
+RESULT = {"filename": str, "tag": str, "correct": {True, False}, "metadata": str}
+
 
 def run(case: GoldenCase) -> dict[str, Any]:
-    case.known({"results"}, {})
+    case.known({"results": RESULT}, {})
     summary = summarise(case.inputs["results"])
     return {
         "total_images": summary.images,

@@ -36,9 +36,11 @@ TOWER_KEYS = {
     r"(gelu)": "hidden_act",
 }
 
+CONFIG = {"projection_dim": None, "text": str, "vision": str}
+
 
 def run(case: GoldenCase) -> dict[str, Any]:
-    names = {"s": None, "B": None, "logit_scale_exp": None, "config": None, "parameter_names_sorted": None}
+    names = {"s": None, "B": None, "logit_scale_exp": None, "config": CONFIG, "parameter_names_sorted": str}
     case.known({"input_ids", "attention_mask", "pixel_values_formula"}, {**names, "weight_formula": {WEIGHTS}})
     model = _model(case)
     towers = ClipTowers(model, tokenizer=None)

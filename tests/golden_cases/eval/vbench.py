@@ -11,7 +11,7 @@ from tests.golden_cases.base import GoldenCase
 def run(case: GoldenCase) -> dict[str, Any]:
     if "flows" in case.inputs:
         return _flow(case)
-    case.known({"raw"}, {})
+    case.known({"raw": dict}, {})
     summary = summarise(case.inputs["raw"])
     return {"quality": summary.quality, "semantic": summary.semantic, "total": summary.total}
 
