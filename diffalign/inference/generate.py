@@ -89,5 +89,5 @@ def generate_latents(
 def decode_images(policy: Policy, latents: Tensor, batch_size: int = 32) -> Tensor:
     """Decode latents (n, channels, ...) to images as :func:`generate` returns them."""
     with policy.inference():
-        decoded = [policy.decode(part).float().clamp(0, 1).cpu() for part in latents.split(batch_size)]
+        decoded = [policy.decode(part).cpu() for part in latents.split(batch_size)]
     return (torch.cat(decoded) * 255).round() / 255

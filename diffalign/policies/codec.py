@@ -31,6 +31,8 @@ class NonFiniteLatents(UserError):
 class LatentCodec:
     """A VAE with its scale, so that nobody else needs to know it.
 
+    The VAE computes in the type of its weights, in a run's mixed precision too: in half precision many overflow.
+
     Args:
         vae: an ``AutoencoderKL``, ``AutoencoderTiny``, or another autoencoder of diffusers with ``encode``/``decode``.
         downsampling: pixels a latent, along each side.
@@ -63,7 +65,8 @@ class LatentCodec:
         """
         if not self.can_encode:
             raise UserError("the image encoder was dropped after caching: encode images before free_encoders()")
-        encoded = self._vae.encode(pixels.to(self._vae.device, self._vae.dtype))
+        with self._own_precision():
+            encoded = self._vae.encode(pixels.to(self._vae.device, self._vae.dtype))
         if hasattr(encoded, "latents"):
             latents = encoded.latents
         else:
@@ -77,8 +80,12 @@ class LatentCodec:
     def decode(self, latents: Tensor) -> Tensor:
         """Decode scaled latents to float32 pixels (rows, 3, height, width) in [0, 1], differentiably."""
         unscaled = latents.float() / self._scale.to(latents.device) + self._shift.to(latents.device)
-        pixels = self._vae.decode(unscaled.to(self._vae.device, self._vae.dtype), return_dict=False)[0]
+        with self._own_precision():
+            pixels = self._vae.decode(unscaled.to(self._vae.device, self._vae.dtype), return_dict=False)[0]
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+    def _own_precision(self) -> torch.autocast:
+        return torch.autocast(self._vae.device.type, enabled=False)
 
     def enable_slicing(self) -> None:
         """Encode and decode one image at a time."""

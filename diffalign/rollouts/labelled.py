@@ -71,7 +71,7 @@ def write_samples(policy: Policy, prompts: Sequence[str], config: RolloutConfig,
             storage=Storage(config.kept_dtype),
         )  # fmt: skip
         with policy.inference():
-            images = (policy.decode(trajectories.final).float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+            images = (policy.decode(trajectories.final) * 255).round().to(torch.uint8).cpu()
         names = [f"{index:05d}-{image}.png" for image in range(count)]
         for name, picture in zip(names, images, strict=True):
             Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / name)

@@ -225,7 +225,8 @@ class Rollouts:
                 parts.append(part)
                 ctx.images += len(part)
                 if judge:
-                    pictures.append(decoded(ctx, part.final))
+                    with torch.no_grad():
+                        pictures.append(ctx.policy.decode(part.final))
                 ctx.progress("rollout", sum(map(len, parts)), len(seeds))
             if judge:
                 of_block = (block % examples).tolist()
@@ -254,14 +255,6 @@ class Rollouts:
         """Restore what :meth:`state_dict` gave."""
         for name, value in state.get("rewards", {}).items():
             self._running[name].load_state_dict(value)
-
-
-@torch.no_grad()
-def decoded(ctx: Context, latents: Tensor) -> Tensor:
-    """Return the images of latents as rewards see them, (rows, 3, height, width) in [0, 1], without mixed precision."""
-    with ctx.policy.inference(), torch.autocast(ctx.device.type, enabled=False):
-        images: Tensor = ctx.policy.decode(latents).float().clamp(0, 1)
-    return images
 
 
 def _whole_groups(examples: int, images: int, size: int) -> list[Tensor]:

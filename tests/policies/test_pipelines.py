@@ -107,6 +107,14 @@ class TestVerbs:
         with pytest.raises(UserError, match="before free_encoders"):
             policy.encode_images(torch.zeros(1, 3, 16, 16))
 
+    def test_images_are_coded_without_mixed_precision(self, family: str) -> None:
+        policy = tiny_policy(family)
+        pixels = policy.decode(NOISE)
+        latents = policy.encode_images(pixels)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(policy.decode(NOISE), pixels)
+            assert torch.equal(policy.encode_images(pixels), latents)
+
     def test_decoding_is_differentiable(self, family: str) -> None:
         latents = (NOISE * 0.1).requires_grad_()
         tiny_policy(family).decode(latents).mean().backward()
