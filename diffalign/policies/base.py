@@ -124,7 +124,10 @@ class Policy(BasePolicy):
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
-        """Encode captions, one row each; the empty string is the unconditional branch. No gradient."""
+        """Encode captions, one row each; the empty string is the unconditional branch.
+
+        No gradient, and the encoders' own precision whatever mixed precision is on.
+        """
 
     @abstractmethod
     def encode_images(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:

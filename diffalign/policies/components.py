@@ -103,7 +103,8 @@ class PipelinePolicy(Policy):
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
         if self._freed:
             raise UserError("the text encoders were dropped after caching: encode captions before free_encoders()")
-        return self._encode_prompts(list(prompts))
+        with torch.autocast(self.device.type, enabled=False):  # one caption, one embedding, whoever asks first
+            return self._encode_prompts(list(prompts))
 
     def with_size(self, condition: Condition, sizes: Mapping[str, Any]) -> Condition:
         return condition

@@ -90,6 +90,15 @@ class TestVerbs:
         for name, value in empty.tensors.items():
             torch.testing.assert_close(null.tensors[name], value)
 
+    def test_captions_are_encoded_without_mixed_precision(self, family: str) -> None:
+        policy = tiny_policy(family)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            null, mixed = policy.null_condition(1), policy.encode_prompts(["", *PROMPTS])
+        plain = policy.encode_prompts(["", *PROMPTS])
+        for name, value in plain.tensors.items():
+            assert torch.equal(mixed.tensors[name], value)
+            torch.testing.assert_close(null.tensors[name], value[:1], rtol=1e-5, atol=1e-6)
+
     def test_freeing_keeps_what_sampling_needs(self, family: str) -> None:
         policy = tiny_policy(family)
         condition = policy.encode_prompts(PROMPTS)
