@@ -124,16 +124,11 @@ class FrozenCopy(Reference):
         home, away = policy.device, next(module.parameters()).device
         if home != away:
             _move_traffic(module, away, home)
-        super().__init__(policy.with_module(module))
-        self._home = home
+        super().__init__(policy.with_module(module, home))
 
     @cached_property
     def identity(self) -> str:  # type: ignore[override]
         return f"copy:{self._policy.fingerprint()}"
-
-    @property
-    def device(self) -> torch.device:
-        return self._home
 
     def _compute(self, compute: Compute) -> Tensor:
         return compute(self._policy)

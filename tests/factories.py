@@ -310,8 +310,8 @@ class ToyPolicy(Policy):
     def lora_targets(self) -> Sequence[str]:
         return ()
 
-    def with_module(self, module: nn.Module) -> ToyPolicy:
-        other = super().with_module(module)
+    def with_module(self, module: nn.Module, device: torch.device | None = None) -> ToyPolicy:
+        other = super().with_module(module, device)
         other.adapters = ToyBank(module)
         return other
 

@@ -124,6 +124,16 @@ def test_frozen_copy_keeps_the_start_and_gets_no_gradient() -> None:
     torch.testing.assert_close(low.float(), errors(policy, batch).detach(), rtol=0.1, atol=0.05)
 
 
+def test_copy_on_another_device_shares_the_empty_caption() -> None:
+    policy = tiny_policy("sd")
+    copy = FrozenCopy(policy, torch.device("meta"))._policy
+    assert isinstance(copy, Policy)
+    assert next(copy.module.parameters()).device.type == "meta"
+    assert copy.device == policy.device
+    null = copy.null_condition(2).tensors["prompt_embeds"]
+    assert null.data_ptr() == policy.null_condition(2).tensors["prompt_embeds"].data_ptr()
+
+
 def test_traffic_is_moved_both_ways() -> None:
     seen = []
 

@@ -27,16 +27,18 @@ class BasePolicy(ABC):
 
     Args:
         module: the network under training (the denoiser, the language model), never wrapped.
+        device: where its inputs and outputs are, if not where the network is.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, device: torch.device | None = None) -> None:
         self.module = module
+        self._device = device
         self.adapters = AdapterBank(module, lambda: self.lora_targets)
 
     @property
     def device(self) -> torch.device:
-        """Where the network's parameters live."""
-        return next(self.module.parameters()).device
+        """Where inputs are expected and outputs come out: where the network's parameters live, as a rule."""
+        return self._device or next(self.module.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -66,13 +68,17 @@ class BasePolicy(ABC):
     def lora_targets(self) -> Sequence[str]:
         """Names of modules that adapters attach to by default in this family."""
 
-    def with_module(self, module: nn.Module) -> Self:
+    def with_module(self, module: nn.Module, device: torch.device | None = None) -> Self:
         """Return a policy over another network of the same architecture (a frozen copy), sharing all else.
 
         Its adapter bank is empty; adapters that ``module`` already carries stay as they are.
+
+        Args:
+            module: the other network.
+            device: where its inputs and outputs are, if not where it is.
         """
         other = copy.copy(self)
-        BasePolicy.__init__(other, module)
+        BasePolicy.__init__(other, module, device)
         return other
 
     def train_weights(self) -> None:
@@ -101,13 +107,14 @@ class Policy(BasePolicy):
     def __init__(self, module: nn.Module, process: NoiseProcess) -> None:
         super().__init__(module)
         self.process = process
-        self._null: Condition | None = None
+        self._empty_caption: list[Condition] = []  # none or one; policies over copies of the network share the list
 
     def null_condition(self, rows: int) -> Condition:
         """Return the encoded empty caption for a number of rows; encoded once and kept."""
-        if self._null is None:
-            self._null = self.encode_prompts([""])
-        return Condition({name: value.expand(rows, *value.shape[1:]) for name, value in self._null.tensors.items()})
+        if not self._empty_caption:
+            self._empty_caption.append(self.encode_prompts([""]))
+        (null,) = self._empty_caption
+        return Condition({name: value.expand(rows, *value.shape[1:]) for name, value in null.tensors.items()})
 
     @abstractmethod
     def predict(self, latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
