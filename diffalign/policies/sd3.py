@@ -40,6 +40,10 @@ class SD3Policy(PipelinePolicy):
         return (*image, "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
 
     @property
+    def encoder_id(self) -> str:  # type: ignore[override]
+        return f"{super().encoder_id}{'-counted' if self._counts_tokens else ''}"
+
+    @property
     def size_multiple(self) -> int:
         return self.codec.downsampling * self.config.patch_size
 
@@ -55,9 +59,13 @@ class SD3Policy(PipelinePolicy):
         )[0]
         return self.adapters.guard(output)
 
-    def _encode_prompts(self, prompts: list[str]) -> Condition:
+    @property
+    def _counts_tokens(self) -> bool:
         # on a GPU the bias of counted tokens would cost the fastest attention kernels, which take none
-        merged = not self._has_t5 and takes_token_counts(self.module) and self.device.type == "cpu"
+        return not self._has_t5 and takes_token_counts(self.module) and self.device.type == "cpu"
+
+    def _encode_prompts(self, prompts: list[str]) -> Condition:
+        counted = self._counts_tokens
         embeds, _, pooled, _ = self._pipeline.encode_prompt(
             prompts,
             None,
@@ -65,10 +73,10 @@ class SD3Policy(PipelinePolicy):
             device=self.device,
             num_images_per_prompt=1,
             do_classifier_free_guidance=False,
-            max_sequence_length=1 if merged else T5_LENGTH,
+            max_sequence_length=1 if counted else T5_LENGTH,
         )
         condition = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
-        if merged:
+        if counted:
             counts = torch.ones(embeds.shape[:2], device=embeds.device)
             counts[:, -1] = T5_LENGTH
             condition["token_counts"] = counts

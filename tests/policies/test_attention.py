@@ -58,10 +58,11 @@ def test_normalised_and_dual_attention_of_sd35() -> None:
 def test_one_zero_token_stands_for_those_of_the_absent_third_encoder() -> None:
     policy = tiny_policy("sd3", lora=True)
     captions, timesteps = ["a red cat", "two"], torch.tensor([300.0, 700.0])
-    counted = policy.encode_prompts(captions)
+    counted, identity = policy.encode_prompts(captions), policy.encoder_id
     dispatch_attention(policy.module, "flash")  # takes no bias, so that captions are encoded in full
     assert not takes_token_counts(policy.module)
     full = policy.encode_prompts(captions)
+    assert policy.encoder_id != identity  # a cache of the ones is not asked for the others
     dispatch_attention(policy.module, "native")
     short, long = (condition.tensors["prompt_embeds"].shape[1] for condition in (counted, full))
     assert long - short == T5_LENGTH - 1
