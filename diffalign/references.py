@@ -108,30 +108,40 @@ class NamedAdapter(Reference):
 
 
 class FrozenCopy(Reference):
-    """A frozen copy for full fine-tuning; it may live on another device, or in lower precision.
+    """A frozen copy for full fine-tuning; it may live on another device, or take half the memory.
 
     Inputs are moved to where the copy is and its outputs back to where the policy is, tensor by tensor.
 
     Args:
         policy: the policy, before training.
-        device, dtype: where and how the copy is kept; by default as the policy.
+        device: where the copy is kept; by default as the policy.
+        mixed_precision: type of the run's autocast. The weights that autocast would round at each use are then kept
+            rounded, and only those: the copy computes in mixed precision what the policy computed at the start, to the
+            bit.
     """
 
     def __init__(
-        self, policy: BasePolicy, device: torch.device | None = None, dtype: torch.dtype | None = None
+        self, policy: BasePolicy, device: torch.device | None = None, mixed_precision: torch.dtype | None = None
     ) -> None:
-        module = copy.deepcopy(policy.module).to(device=device, dtype=dtype).requires_grad_(False).eval()
+        self._identity = f"copy:{policy.fingerprint()}"
+        module = copy.deepcopy(policy.module).to(device=device).requires_grad_(False).eval()
+        if mixed_precision is not None:
+            _round_as_autocast(module, mixed_precision)
         home, away = policy.device, next(module.parameters()).device
         if home != away:
             _move_traffic(module, away, home)
-        super().__init__(policy.with_module(module, home))
+        super().__init__(policy.with_module(module, home, policy.dtype))
+        self._mixed_precision = mixed_precision
 
-    @cached_property
-    def identity(self) -> str:  # type: ignore[override]
-        return f"copy:{self._policy.fingerprint()}"
+    @property
+    def identity(self) -> str:
+        return self._identity
 
     def _compute(self, compute: Compute) -> Tensor:
-        return compute(self._policy)
+        if self._mixed_precision is None:
+            return compute(self._policy)
+        with torch.autocast(self.device.type, dtype=self._mixed_precision):
+            return compute(self._policy)
 
 
 @dataclass(frozen=True)
@@ -265,18 +275,34 @@ def start_lora(policy: BasePolicy, settings: LoraSettings | None = None, seed: i
     return NamedAdapter(policy, START_ADAPTER)
 
 
-def start_full(policy: BasePolicy, device: torch.device | None = None, dtype: torch.dtype | None = None) -> FrozenCopy:
+def start_full(
+    policy: BasePolicy, device: torch.device | None = None, mixed_precision: torch.dtype | None = None
+) -> FrozenCopy:
     """Make all weights of the policy trainable, and return a frozen copy of them as they are.
 
     Args:
         policy: without adapters.
-        device, dtype: where and how the copy is kept; by default as the policy.
+        device, mixed_precision: where and how the copy is kept, see :class:`FrozenCopy`.
 
     Raises:
         UserError: if the policy has adapters.
     """
     policy.train_weights()
-    return FrozenCopy(policy, device, dtype)
+    return FrozenCopy(policy, device, mixed_precision)
+
+
+_ROUNDED = (nn.Linear, nn.modules.conv._ConvNd)
+"""Layers whose weights autocast rounds to half precision; norms and embeddings compute with theirs as they are."""
+
+
+def _round_as_autocast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Round the weights of matrix products and convolutions in place, but for those that other layers share."""
+    layers = list(module.modules())
+    kept = {id(p) for layer in layers if not isinstance(layer, _ROUNDED) for p in layer.parameters(recurse=False)}
+    for layer in layers:
+        for parameter in layer.parameters(recurse=False):
+            if id(parameter) not in kept:
+                parameter.data = parameter.data.to(dtype)
 
 
 def _move_traffic(module: nn.Module, away: torch.device, home: torch.device) -> None:

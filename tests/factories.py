@@ -310,8 +310,10 @@ class ToyPolicy(Policy):
     def lora_targets(self) -> Sequence[str]:
         return ()
 
-    def with_module(self, module: nn.Module, device: torch.device | None = None) -> ToyPolicy:
-        other = super().with_module(module, device)
+    def with_module(
+        self, module: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> ToyPolicy:
+        other = super().with_module(module, device, dtype)
         other.adapters = ToyBank(module)
         return other
 

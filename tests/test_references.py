@@ -120,8 +120,25 @@ def test_frozen_copy_keeps_the_start_and_gets_no_gradient() -> None:
             parameter += 0.01
     assert torch.equal(start, reference.evaluate(lambda p: errors(p, batch)))
     assert not any(p.requires_grad for p in reference._policy.module.parameters())
-    low = FrozenCopy(policy, dtype=torch.bfloat16).evaluate(lambda p: errors(p, batch))
-    torch.testing.assert_close(low.float(), errors(policy, batch).detach(), rtol=0.1, atol=0.05)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_copy_in_mixed_precision_takes_half_and_is_exact(family: str, dtype: torch.dtype) -> None:
+    policy = tiny_policy(family)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # norms, too, get weights that half precision cannot hold
+        for parameter in policy.module.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    batch = image_batch(policy)
+    sized = policy.with_size(batch.conditions[0], {"original_size": (1001, 667)})
+    batch = batch.with_conditions((sized, sized))
+    reference = start_full(policy, mixed_precision=dtype)
+    with torch.autocast("cpu", dtype=dtype), torch.no_grad():
+        assert torch.equal(reference.evaluate(lambda p: errors(p, batch)), errors(policy, batch))
+    held, whole = (sum(p.nbytes for p in network.parameters()) for network in (reference.network, policy.module))
+    assert held < 0.55 * whole
+    assert reference.identity == FrozenCopy(policy).identity
 
 
 def test_copy_on_another_device_shares_the_empty_caption() -> None:

@@ -27,12 +27,12 @@ class BasePolicy(ABC):
 
     Args:
         module: the network under training (the denoiser, the language model), never wrapped.
-        device: where its inputs and outputs are, if not where the network is.
+        device, dtype: where inputs and outputs are, and the inputs' type, if not those of the network.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device | None = None) -> None:
+    def __init__(self, module: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
         self.module = module
-        self._device = device
+        self._device, self._dtype = device, dtype
         self.adapters = AdapterBank(module, lambda: self.lora_targets)
 
     @property
@@ -42,8 +42,8 @@ class BasePolicy(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the frozen weights."""
-        return next(self.module.parameters()).dtype
+        """Type of the frozen weights, which inputs are given."""
+        return self._dtype or next(self.module.parameters()).dtype
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -68,17 +68,19 @@ class BasePolicy(ABC):
     def lora_targets(self) -> Sequence[str]:
         """Names of modules that adapters attach to by default in this family."""
 
-    def with_module(self, module: nn.Module, device: torch.device | None = None) -> Self:
+    def with_module(
+        self, module: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
         """Return a policy over another network of the same architecture (a frozen copy), sharing all else.
 
         Its adapter bank is empty; adapters that ``module`` already carries stay as they are.
 
         Args:
             module: the other network.
-            device: where its inputs and outputs are, if not where it is.
+            device, dtype: where its inputs and outputs are, and the inputs' type, if not its own.
         """
         other = copy.copy(self)
-        BasePolicy.__init__(other, module, device)
+        BasePolicy.__init__(other, module, device, dtype)
         return other
 
     def train_weights(self) -> None:
