@@ -342,7 +342,7 @@ class ToyPolicy(Policy):
     def default_resolution(self) -> tuple[int, int]:
         return 4, 4
 
-    def free_encoders(self) -> None:
+    def offload_text_encoders(self) -> None:
         self.null_condition(1)
 
     def save(self, folder: Path, metadata: Mapping[str, str]) -> None:

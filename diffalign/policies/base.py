@@ -56,6 +56,11 @@ class BasePolicy(ABC):
         finally:
             self.module.train(was_training)
 
+    @property
+    def companions(self) -> Sequence[nn.Module]:
+        """Further networks of the model: what encodes its inputs and decodes its outputs."""
+        return ()
+
     def fingerprint(self) -> str:
         """Hash a sample of the network's own weights, adapters left out; the same before and after adding them."""
         adapters = {id(p) for name in self.adapters.names for p in self.adapters.parameters(name)}
@@ -169,5 +174,5 @@ class Policy(BasePolicy):
         """(height, width) in pixels that the model was made for, read from its own config."""
 
     @abstractmethod
-    def free_encoders(self) -> None:
-        """Drop VAE encoder and text encoders from the device once everything is cached; decoding stays possible."""
+    def offload_text_encoders(self) -> None:
+        """Let the text encoders wait in main memory from now on; captions that are still to be encoded fetch them."""

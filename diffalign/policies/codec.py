@@ -49,7 +49,6 @@ class LatentCodec:
             self._shift, self._scale = torch.tensor(mean).view(-1, 1, 1), scale / torch.tensor(std).view(-1, 1, 1)
         else:
             self._shift, self._scale = torch.tensor(float(shift)), torch.tensor(float(scale))
-        self.can_encode = True
 
     def __repr__(self) -> str:
         scale, shift = self._scale.flatten().tolist(), self._shift.flatten().tolist()
@@ -61,10 +60,7 @@ class LatentCodec:
 
         Raises:
             NonFiniteLatents: if latents are not finite.
-            UserError: if the encoder was dropped.
         """
-        if not self.can_encode:
-            raise UserError("the image encoder was dropped after caching: encode images before free_encoders()")
         with self._own_precision():
             encoded = self._vae.encode(pixels.to(self._vae.device, self._vae.dtype))
         if hasattr(encoded, "latents"):
@@ -90,10 +86,3 @@ class LatentCodec:
     def enable_slicing(self) -> None:
         """Encode and decode one image at a time."""
         self._vae.enable_slicing()
-
-    def free_encoder(self) -> None:
-        """Drop the half of the VAE that only encoding needs."""
-        for part in ("encoder", "quant_conv"):
-            if getattr(self._vae, part, None) is not None:
-                setattr(self._vae, part, None)
-        self.can_encode = False

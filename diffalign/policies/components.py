@@ -1,9 +1,10 @@
-"""What all image policies over a diffusers pipeline share: codec, sizes, freeing, saving."""
+"""What all image policies over a diffusers pipeline share: codec, sizes, offloading, saving."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -56,6 +57,11 @@ class PipelinePolicy(Policy):
         """All networks of the pipeline: denoiser, VAE, text encoders."""
         return [part for part in self._pipeline.components.values() if isinstance(part, nn.Module)]
 
+    @property
+    def companions(self) -> Sequence[nn.Module]:
+        denoiser = getattr(self._pipeline, self.denoiser)
+        return [part for part in self.parts if part is not denoiser]
+
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the denoiser's activations in backward instead of keeping them; only in train mode."""
         cast(Any, self.module).enable_gradient_checkpointing()
@@ -101,22 +107,17 @@ class PipelinePolicy(Policy):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
-        if self._freed:
-            raise UserError("the text encoders were dropped after caching: encode captions before free_encoders()")
-        with torch.autocast(self.device.type, enabled=False):  # one caption, one embedding, whoever asks first
+        # without mixed precision: a caption has one embedding, whoever asks for it first
+        with self._text_encoders_here(), torch.autocast(self.device.type, enabled=False):
             return self._encode_prompts(list(prompts))
 
     def with_size(self, condition: Condition, sizes: Mapping[str, Any]) -> Condition:
         return condition
 
-    def free_encoders(self) -> None:
-        if self._freed:
-            return
-        self.null_condition(1)  # kept: guidance needs it for ever
-        _ = self.encoder_id  # kept: it names what the caches hold
-        self.codec.free_encoder()
-        encoders = [name for name in self._pipeline.components if name.startswith("text_encoder")]
-        self._pipeline.register_modules(**dict.fromkeys(encoders))
+    def offload_text_encoders(self) -> None:
+        self.null_condition(1)  # guidance asks for it in every step
+        for encoder in self._text_encoders:
+            encoder.to("cpu")
 
     def save(self, folder: Path, metadata: Mapping[str, str]) -> None:
         recorded = {f"base_{key}": str(value) for key, value in self._source.items() if key in _RECORDED}
@@ -126,13 +127,27 @@ class PipelinePolicy(Policy):
             save_lora(folder, self.adapters, name, self.denoiser, {**recorded, **metadata})
             return
         pipeline = self._pipeline
-        if self._freed:
-            pipeline = type(pipeline).from_pretrained(**self._source, **{self.denoiser: self.module})
+        if any(_dtype(part) != self.dtype for part in self.companions):  # half precision is not for the export
+            whole = {**self._source, "torch_dtype": self.dtype, self.denoiser: self.module}
+            pipeline = type(pipeline).from_pretrained(**whole)
         save_pipeline(folder, pipeline, {**recorded, **metadata})
 
     @property
-    def _freed(self) -> bool:
-        return not self.codec.can_encode
+    def _text_encoders(self) -> list[nn.Module]:
+        named = self._pipeline.components.items()
+        return [part for name, part in named if name.startswith("text_encoder") and part is not None]
+
+    @contextmanager
+    def _text_encoders_here(self) -> Iterator[None]:
+        """Hold the text encoders where inputs are; those that wait elsewhere go back there."""
+        waiting = [(part, place) for part in self._text_encoders if (place := _place(part)) != self.device]
+        for encoder, _ in waiting:
+            encoder.to(self.device)
+        try:
+            yield
+        finally:
+            for encoder, place in waiting:
+                encoder.to(place)
 
     @abstractmethod
     def _encode_prompts(self, prompts: list[str]) -> Condition:
@@ -141,6 +156,14 @@ class PipelinePolicy(Policy):
     @abstractmethod
     def _check_inputs(self) -> None:
         """Refuse, with a UserError, denoisers of this class that want inputs this policy does not give."""
+
+
+def _place(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
 
 
 _RECORDED = ("revision", "variant")

@@ -46,6 +46,7 @@ def load_policy(
     name_or_path: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
+    denoiser_dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     revision: str | None = None,
     variant: str | None = None,
@@ -61,6 +62,7 @@ def load_policy(
             cached), or a run folder or LoRA file: then the model it was trained on, with that adapter, frozen and
             active, under the name ``START_ADAPTER``.
         dtype: type of the weights. In float16 a VAE that overflows there stays float32.
+        denoiser_dtype: type of the denoiser's weights where it is another: float32 for those that will train.
         device: where the weights go.
         revision, variant: of the files, on the hub or in the folder.
         attention_backend: attention kernels by name.
@@ -72,7 +74,7 @@ def load_policy(
         UserError: for a path that does not exist, a model of an unknown family, damaged files.
     """
     source = resolve(name_or_path, revision, variant)
-    policy = _load_pipeline(source, dtype, allow_pickle)
+    policy = _load_pipeline(source, dtype, denoiser_dtype or dtype, allow_pickle)
     for part in policy.parts:
         part.to(device)
     if source.adapter is not None:
@@ -144,7 +146,9 @@ def pipeline_index(source: Source) -> dict[str, Any]:
         ) from error
 
 
-def _load_pipeline(source: Source, dtype: torch.dtype, allow_pickle: bool) -> PipelinePolicy:
+def _load_pipeline(
+    source: Source, dtype: torch.dtype, denoiser_dtype: torch.dtype, allow_pickle: bool
+) -> PipelinePolicy:
     import diffusers
 
     index = pipeline_index(source)
@@ -152,7 +156,8 @@ def _load_pipeline(source: Source, dtype: torch.dtype, allow_pickle: bool) -> Pi
     if class_name not in FAMILIES:
         raise UserError(f"{source.model} is a {class_name}, which is not supported: {nearest(class_name, FAMILIES)}")
     family = FAMILIES[class_name]
-    types: Any = {"default": dtype, "vae": torch.float32} if dtype is torch.float16 else dtype
+    types = {"default": dtype, "vae": torch.float32 if dtype is torch.float16 else dtype}
+    types[family.denoiser] = denoiser_dtype
     absent = {part: None for part, value in index.items() if value == [None, None]}  # SD3 without T5, for one
     arguments = {
         "pretrained_model_name_or_path": source.model,

@@ -39,7 +39,7 @@ class TextDomain(Domain):
     def load_policy(self, options: ModelOptions, dtype: torch.dtype, device: torch.device) -> TextPolicy:
         policy = load_text_policy(
             options.pretrained_model_name_or_path,
-            dtype=dtype,
+            dtype=torch.float32 if options.train_mode == "full" else dtype,
             device=device,
             revision=options.revision,
             gradient_checkpointing=options.gradient_checkpointing,

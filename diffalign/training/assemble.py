@@ -30,6 +30,7 @@ from diffalign.training.processes import Processes
 from diffalign.training.runfolder import choose_folder, model_card
 from diffalign.training.sharding import networks_of, refuse_unless_shardable, shard
 from diffalign.training.source import EncodedSource
+from diffalign.training.step import AUTOCAST
 from diffalign.training.trackers import Tracker
 from diffalign.training.trainables import Trainables
 
@@ -137,8 +138,9 @@ def _context(
     domain: Domain, spec: Spec, config: TrainConfig, processes: Processes, given: Mapping[str, Any]
 ) -> Context:
     """Load the policy, make it trainable, and put together what the strategy sees."""
+    frozen_dtype = AUTOCAST[config.optim.mixed_precision] or torch.float32
     with processes.main_first():  # downloads happen once
-        policy = domain.load_policy(config.model, _frozen_dtype(config), processes.device)
+        policy = domain.load_policy(config.model, frozen_dtype, processes.device)
         specs = parse_rewards(config.reward.rewards) if spec.needs_reward else []
         rewards = domain.load_rewards(specs, processes.device, given) if specs else {}
     _check_rewards(rewards, spec, config)
@@ -222,13 +224,6 @@ def _require_metadata(ctx: Context, data: LoadedData) -> None:
         )
 
 
-def _frozen_dtype(config: TrainConfig) -> torch.dtype:
-    """Frozen weights in the type of the computation; weights that train themselves stay float32."""
-    if config.model.train_mode == "full":
-        return torch.float32
-    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.optim.mixed_precision]
-
-
 def _start(policy: BasePolicy, spec: Spec, config: TrainConfig, processes: Processes) -> Reference | None:
     """Make the policy trainable and return the frozen start of training."""
     model = config.model
@@ -238,7 +233,10 @@ def _start(policy: BasePolicy, spec: Spec, config: TrainConfig, processes: Proce
         settings = LoraSettings(model.rank, model.lora_alpha, model.lora_dropout, tuple(model.lora_targets))
         reference: Reference = start_lora(policy, settings, config.optim.seed)
     elif spec.needs_reference:
-        reference = start_full(policy, torch.device("cpu") if model.reference_device == "cpu" else None)
+        # processors are slow in half precision, and have the memory
+        away = model.reference_device == "cpu"
+        mixed = None if away else AUTOCAST[config.optim.mixed_precision]
+        reference = start_full(policy, torch.device("cpu") if away else None, mixed)
     else:
         policy.train_weights()
         return None

@@ -56,7 +56,13 @@ class Domain(ABC):
 
     @abstractmethod
     def load_policy(self, options: ModelOptions, dtype: torch.dtype, device: torch.device) -> BasePolicy:
-        """Load the model that the options name, with its start adapter, frozen."""
+        """Load the model that the options name, with its start adapter, frozen.
+
+        Args:
+            options: which model; weights that will train are float32.
+            dtype: type of the weights that stay frozen.
+            device: where all go.
+        """
 
     def load_rewards(
         self, specs: Sequence[RewardSpec], device: torch.device, given: Mapping[str, Any]

@@ -50,6 +50,7 @@ class ImageDomain(Domain):
         policy = load_policy(
             options.pretrained_model_name_or_path,
             dtype=dtype,
+            denoiser_dtype=torch.float32 if options.train_mode == "full" else None,
             device=device,
             revision=options.revision,
             variant=options.variant,
@@ -111,6 +112,8 @@ class ImageDomain(Domain):
                 dataset = encoder.precompute(dataset, processes, progress)
             else:
                 dataset = drop_unreadable(dataset, options.strict, processes, progress)
+        if options.cache_latents:
+            policy.offload_text_encoders()
         notes = (f"data {dataset.name}: {len(dataset)} examples; {describe_notes(dataset.notes)}",)
         rows = max(1, *(len(example.images) for example in dataset.examples))
         return LoadedData(dataset.examples, encoder, encoder.prepare, rows, notes, dataset)
@@ -119,7 +122,7 @@ class ImageDomain(Domain):
         side = config.data.resolution
         height, width = (side, side) if side else policy.default_resolution
         latents = torch.empty(1, *policy.latent_shape(height, width), device="meta", dtype=policy.dtype)
-        condition = policy.with_size(policy.encode_prompts([""]), {"original_size": torch.tensor([[height, width]])})
+        condition = policy.with_size(policy.null_condition(1), {"original_size": torch.tensor([[height, width]])})
         ghostly = Condition({name: value.to("meta") for name, value in condition.tensors.items()})
         timesteps = torch.zeros(1, device="meta", dtype=torch.long)
         return saved_bytes(

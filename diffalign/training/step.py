@@ -20,7 +20,8 @@ from diffalign.training.stopwatch import Stopwatch
 from diffalign.training.trainables import Trainables
 from diffalign.training.update import Account, GradientPass
 
-_AUTOCAST = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+AUTOCAST = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""Option ``mixed_precision`` -> the type that products are computed in."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Stepper:
         self._watch = stopwatch
         self.optimizer = build_optimizer(trainables.groups, options, ctx.device)
         self.average = MovingAverage(trainables, options.ema_decay) if options.use_ema else None
-        autocast = _AUTOCAST[options.mixed_precision]
+        autocast = AUTOCAST[options.mixed_precision]
         self._scaler = torch.amp.GradScaler(ctx.device.type, enabled=autocast is torch.float16)
         self._gradient = GradientPass(strategy, ctx, trainables.parameters, processes, autocast, stopwatch)
 

@@ -87,7 +87,6 @@ class TestFamilies:
             for parameter in policy.module.parameters():
                 parameter *= 1.01
         expected = our_sample(policy, NOISE)
-        policy.free_encoders()  # saving must bring them back
         policy.save(tmp_path, {"method": "sft"})
         assert not (tmp_path / "pipeline.tmp").exists()
         assert json.loads((tmp_path / "diffalign.json").read_text())["method"] == "sft"
@@ -109,6 +108,17 @@ class TestOptions:
         pipeline.save_pretrained(tmp_path)
         parts = load_policy(tmp_path, dtype=torch.float16).parts
         assert {next(part.parameters()).dtype for part in parts} == {torch.float16}
+
+    def test_denoiser_may_have_a_type_of_its_own(self, models: dict[str, Path], tmp_path: Path) -> None:
+        policy = load_policy(models["sdxl"], dtype=torch.bfloat16, denoiser_dtype=torch.float32)
+        assert {p.dtype for p in policy.module.parameters()} == {torch.float32}
+        assert {p.dtype for part in policy.companions for p in part.parameters()} == {torch.bfloat16}
+        policy.train_weights()
+        policy.save(tmp_path, {})  # what was rounded for the run is exported as it was
+        whole, again = load_policy(models["sdxl"]), load_policy(tmp_path)
+        for before, after in zip(whole.parts, again.parts, strict=True):
+            for ours, stock in zip(after.parameters(), before.parameters(), strict=True):
+                assert torch.equal(ours, stock)
 
     def test_full_fine_tuning_trains_float32(self, models: dict[str, Path]) -> None:
         policy = load_policy(models["sd"], dtype=torch.bfloat16)

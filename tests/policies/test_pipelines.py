@@ -12,6 +12,7 @@ from diffalign.batch import Condition
 from diffalign.diffusion.guidance import guided
 from diffalign.diffusion.sampling import sample
 from diffalign.errors import UserError
+from diffalign.policies import components
 from diffalign.policies.components import PipelinePolicy
 from diffalign.policies.unet import SDXLPolicy, UNetPolicy, time_ids
 from tests.factories import tiny_pipeline, tiny_policy
@@ -99,22 +100,34 @@ class TestVerbs:
             assert torch.equal(mixed.tensors[name], value)
             torch.testing.assert_close(null.tensors[name], value[:1], rtol=1e-5, atol=1e-6)
 
-    def test_freeing_keeps_what_sampling_needs(self, family: str) -> None:
+    def test_text_encoders_wait_in_main_memory_and_come_for_captions(
+        self, family: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         policy = tiny_policy(family)
-        condition = policy.encode_prompts(PROMPTS)
-        identity = policy.encoder_id
-        before = sum(p.numel() for part in policy.parts for p in part.parameters())
-        policy.free_encoders()
-        policy.free_encoders()
-        assert sum(p.numel() for part in policy.parts for p in part.parameters()) < before
-        with policy.inference():
-            latents = sample(guided(policy.predict, condition, policy.null_condition(3), 3.0), policy.process, NOISE, 2)
-            assert policy.decode(latents).shape == (3, 3, 16, 16)
+        identity, expected = policy.encoder_id, policy.encode_prompts(PROMPTS)
+        here = [torch.device("cpu")]
+        monkeypatch.setattr(components, "_place", lambda encoder: here[0])
+
+        def move(encoder: torch.nn.Module, to: Any) -> torch.nn.Module:
+            moves.append((type(encoder).__name__, str(to)))
+            return encoder
+
+        moves: list[tuple[str, str]] = []
+        monkeypatch.setattr(torch.nn.Module, "to", move)
+        policy.encode_prompts(["a"])
+        assert not moves
+        policy.offload_text_encoders()
+        count = len(moves)
+        assert count == {"sd": 1, "sdxl": 2, "sd3": 2}[family]
+        assert all("Text" in name and to == "cpu" for name, to in moves)
+        here[0] = torch.device("meta")  # as if inputs were elsewhere
+        policy.null_condition(1)
+        assert len(moves) == count
+        again = policy.encode_prompts(PROMPTS)
+        assert [to for _, to in moves[count:]] == ["cpu"] * count + ["meta"] * count
+        for name, value in expected.tensors.items():
+            assert torch.equal(again.tensors[name], value)
         assert policy.encoder_id == identity
-        with pytest.raises(UserError, match="before free_encoders"):
-            policy.encode_prompts(["a"])
-        with pytest.raises(UserError, match="before free_encoders"):
-            policy.encode_images(torch.zeros(1, 3, 16, 16))
 
     def test_images_are_coded_without_mixed_precision(self, family: str) -> None:
         policy = tiny_policy(family)
@@ -223,8 +236,7 @@ def test_third_text_encoder_of_sd3() -> None:
     stock = stock_sample(tiny_pipeline("sd3", t5=True), NOISE)
     torch.testing.assert_close(our_sample(policy, NOISE), stock, rtol=1e-4, atol=1e-4)
     assert policy.encode_prompts(["a"]).tensors["prompt_embeds"][:, 16:].abs().sum() > 0
-    policy.free_encoders()
-    assert sum(type(part).__name__ == "T5EncoderModel" for part in policy.parts) == 0
+    assert sum(type(part).__name__ == "T5EncoderModel" for part in policy.companions) == 1
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
