@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffalign.errors import UserError
+
+_PIXELS_AT_ONCE = 2**20
+"""One image of 1024x1024, or 16 of 256x256: work enough, and memory that a device must have for one image anyway.
+The decoders of SD, SDXL and SD3 hold 256 channels at full size: 512 MiB an image in half precision, several times over.
+"""
 
 
 class NonFiniteLatents(UserError):
@@ -31,7 +36,8 @@ class NonFiniteLatents(UserError):
 class LatentCodec:
     """A VAE with its scale, so that nobody else needs to know it.
 
-    The VAE computes in the type of its weights, in a run's mixed precision too: in half precision many overflow.
+    The VAE computes in the type of its weights, in a run's mixed precision too: in half precision many overflow. It
+    sees as many rows at once as have ``_PIXELS_AT_ONCE`` pixels, at least one, however many are asked for.
 
     Args:
         vae: an ``AutoencoderKL``, ``AutoencoderTiny``, or another autoencoder of diffusers with ``encode``/``decode``.
@@ -61,12 +67,13 @@ class LatentCodec:
         Raises:
             NonFiniteLatents: if latents are not finite.
         """
-        with self._own_precision():
-            encoded = self._vae.encode(pixels.to(self._vae.device, self._vae.dtype))
-        if hasattr(encoded, "latents"):
-            latents = encoded.latents
+        height, width = pixels.shape[-2:]
+        encoded = self._in_parts(self._vae.encode, pixels, height * width)
+        if hasattr(encoded[0], "latents"):
+            latents = torch.cat([part.latents for part in encoded])
         else:
-            posterior = encoded.latent_dist
+            parameters = torch.cat([part.latent_dist.parameters for part in encoded])
+            posterior = type(encoded[0].latent_dist)(parameters)
             latents = posterior.mode() if generator is None else posterior.sample(generator)
         if not latents.isfinite().all():
             rows = (~latents.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
@@ -76,13 +83,12 @@ class LatentCodec:
     def decode(self, latents: Tensor) -> Tensor:
         """Decode scaled latents to float32 pixels (rows, 3, height, width) in [0, 1], differentiably."""
         unscaled = latents.float() / self._scale.to(latents.device) + self._shift.to(latents.device)
-        with self._own_precision():
-            pixels = self._vae.decode(unscaled.to(self._vae.device, self._vae.dtype), return_dict=False)[0]
-        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+        height, width = (side * self.downsampling for side in latents.shape[-2:])
+        decoded = self._in_parts(lambda part: self._vae.decode(part, return_dict=False)[0], unscaled, height * width)
+        return (torch.cat(decoded).float() / 2 + 0.5).clamp(0, 1)
 
-    def _own_precision(self) -> torch.autocast:
-        return torch.autocast(self._vae.device.type, enabled=False)
-
-    def enable_slicing(self) -> None:
-        """Encode and decode one image at a time."""
-        self._vae.enable_slicing()
+    def _in_parts(self, network: Callable[[Tensor], Any], rows: Tensor, pixels: int) -> list[Any]:
+        """Return what a network makes of rows of so many pixels each, part by part."""
+        device, dtype = self._vae.device, self._vae.dtype
+        with torch.autocast(device.type, enabled=False):
+            return [network(part.to(device, dtype)) for part in rows.split(max(1, _PIXELS_AT_ONCE // pixels))]

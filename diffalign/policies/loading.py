@@ -52,7 +52,6 @@ def load_policy(
     variant: str | None = None,
     attention_backend: AttentionBackend = "sdpa",
     gradient_checkpointing: bool = False,
-    vae_slicing: bool = False,
     allow_pickle: bool = False,
 ) -> PipelinePolicy:
     """Load a text-to-image model as a policy; all its weights are frozen.
@@ -67,7 +66,6 @@ def load_policy(
         revision, variant: of the files, on the hub or in the folder.
         attention_backend: attention kernels by name.
         gradient_checkpointing: recompute activations of the denoiser in backward.
-        vae_slicing: encode and decode images one at a time, to save memory.
         allow_pickle: also load weights that are not safetensors.
 
     Raises:
@@ -82,8 +80,6 @@ def load_policy(
     set_attention_backend(policy.module, attention_backend)
     if gradient_checkpointing:
         policy.enable_gradient_checkpointing()
-    if vae_slicing:
-        policy.codec.enable_slicing()
     return policy
 
 

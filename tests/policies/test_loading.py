@@ -127,8 +127,8 @@ class TestOptions:
         with pytest.raises(UserError, match="choose one"):
             trained(models["sd"]).train_weights()
 
-    def test_checkpointing_and_slicing(self, models: dict[str, Path]) -> None:
-        policy = load_policy(models["sd"], gradient_checkpointing=True, vae_slicing=True)
+    def test_checkpointing(self, models: dict[str, Path]) -> None:
+        policy = load_policy(models["sd"], gradient_checkpointing=True)
         assert policy.module.is_gradient_checkpointing
         assert load_policy(models["sd"]).module.is_gradient_checkpointing is False
 

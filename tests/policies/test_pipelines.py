@@ -12,7 +12,7 @@ from diffalign.batch import Condition
 from diffalign.diffusion.guidance import guided
 from diffalign.diffusion.sampling import sample
 from diffalign.errors import UserError
-from diffalign.policies import components
+from diffalign.policies import codec, components
 from diffalign.policies.components import PipelinePolicy
 from diffalign.policies.unet import SDXLPolicy, UNetPolicy, time_ids
 from tests.factories import tiny_pipeline, tiny_policy
@@ -153,12 +153,20 @@ class TestVerbs:
                 parameter += 1
         assert first.encoder_id == second.encoder_id != third.encoder_id
 
-    def test_slicing_changes_nothing(self, family: str) -> None:
+    def test_the_vae_sees_few_pixels_at_once(self, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
         policy = tiny_policy(family)
-        with torch.no_grad():
-            whole = policy.decode(NOISE)
-            policy.codec.enable_slicing()
-            torch.testing.assert_close(policy.decode(NOISE), whole)
+        pixels, generator = policy.decode(NOISE), torch.Generator()
+        latents = policy.encode_images(pixels), policy.encode_images(pixels, generator.manual_seed(0))
+        monkeypatch.setattr(codec, "_PIXELS_AT_ONCE", 2 * 16 * 16)
+        sizes: list[int] = []
+        for half in (policy._pipeline.vae.encoder, policy._pipeline.vae.decoder):
+            half.register_forward_pre_hook(lambda module, rows: sizes.append(len(rows[0])))
+        torch.testing.assert_close(policy.decode(NOISE), pixels)
+        torch.testing.assert_close(policy.encode_images(pixels), latents[0])
+        torch.testing.assert_close(policy.encode_images(pixels, generator.manual_seed(0)), latents[1])
+        monkeypatch.setattr(codec, "_PIXELS_AT_ONCE", 1)
+        policy.decode(NOISE)
+        assert sizes == [2, 1] * 3 + [1] * 3
 
 
 class TestMicroConditioning:
