@@ -1,4 +1,4 @@
-"""Which weights a score was made with: one hash over every network that a reward holds."""
+"""Which networks a reward holds, and one hash over all: the weights that a score was made with."""
 
 from __future__ import annotations
 
@@ -32,6 +32,11 @@ def weights_hash(reward: Reward) -> str | None:
         else:
             tensors += [(f"{name}.{inner}", value) for inner, value in part.state_dict().items()]
     return fingerprint(tensors, salt="\n".join(sorted(files))) if tensors or files else None
+
+
+def networks(reward: Reward) -> list[nn.Module]:
+    """Return every network that a reward holds; wrappers are looked into."""
+    return [part for _, part in _parts(reward, "", set()) if isinstance(part, nn.Module)]
 
 
 def _parts(owner: object, prefix: str, seen: set[int]) -> Iterator[tuple[str, nn.Module | Path]]:

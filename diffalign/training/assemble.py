@@ -24,7 +24,7 @@ from diffalign.training.config import BatchPlan, TrainConfig, plan_batches
 from diffalign.training.domain import Domain, LoadedData, domain_of
 from diffalign.training.launch import launched_precision
 from diffalign.training.loop import RunRecord, RunResult, Trainer
-from diffalign.training.memory import estimate, refuse_if_too_large
+from diffalign.training.memory import Networks, estimate, refuse_if_too_large
 from diffalign.training.optim import scaled_learning_rate
 from diffalign.training.processes import Processes
 from diffalign.training.runfolder import choose_folder, model_card
@@ -291,6 +291,6 @@ def _memory_lines(
         rows = min(rows, ctx.max_rows)
     trained = Trainables(strategy, ctx.policy).count
     saved = domain.activation_bytes(ctx.policy, config)
-    needed = estimate(ctx.policy.module, trained, config.flat(), saved, rows, shards)
+    needed = estimate(Networks.of(ctx), trained, config.flat(), saved, rows, shards)
     refuse_if_too_large(needed, ctx.device)
     return [f"{trained:,} trained parameters", *needed.lines()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from diffalign.training.checkpoint import RunIdentity, find_together, save_check
 from diffalign.training.config import OptimOptions, RunOptions
 from diffalign.training.early_stop import EarlyStop
 from diffalign.training.guards import Guards, RunStopped
-from diffalign.training.memory import out_of_memory
+from diffalign.training.memory import Activity, Networks, out_of_memory
 from diffalign.training.processes import Processes
 from diffalign.training.progress import ProgressDisplay
 from diffalign.training.report import Reporter, Spent
@@ -191,7 +191,9 @@ class Trainer:
                 with self._watch("data"):
                     collected = next(batches)
                 due = False  # a checkpoint falls between rollouts, never inside one
-                for update in self._balanced(self.strategy.collect(ctx, collected)):
+                with self._advised("sampling"):
+                    updates = self.strategy.collect(ctx, collected)
+                for update in self._balanced(updates):
                     result = self._step(update)
                     if result is None:
                         continue
@@ -208,11 +210,8 @@ class Trainer:
         return reporter.metrics
 
     def _step(self, update: Update | None) -> StepResult | None:
-        try:
+        with self._advised("activations"):
             result = self._stepper(update)
-        except torch.OutOfMemoryError as error:
-            module, shards = self.ctx.policy.module, self._processes.shards
-            raise out_of_memory(module, self.trainables.count, self._record.config, shards) from error
         if result is not None:
             self.ctx.step += 1
             if result.applied:
@@ -223,11 +222,20 @@ class Trainer:
         """Yield as often as the process with most updates; None where this one has no more."""
         iterator = iter(updates)
         while True:
-            with self._watch("rollout"), self._stepper.mixed():
+            with self._advised("sampling"), self._watch("rollout"), self._stepper.mixed():
                 update = next(iterator, None)
             if not self._anywhere(update is not None):
                 return
             yield update
+
+    @contextmanager
+    def _advised(self, activity: Activity) -> Iterator[None]:
+        """Say what to do where memory runs out."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            held, shards = Networks.of(self.ctx), self._processes.shards
+            raise out_of_memory(activity, held, self.trainables.count, self._record.config, shards) from error
 
     def _anywhere(self, flag: bool) -> bool:
         return any(row[0] for row in self._processes.table([float(flag)]))
@@ -297,7 +305,8 @@ class Trainer:
                 with torch.random.fork_rng():
                     training = module.training
                     module.eval()
-                    seen = look(self._observer)
+                    with self._advised("validation"):
+                        seen = look(self._observer)
                     module.train(training)
             self._processes.wait()
         return seen

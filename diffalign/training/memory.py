@@ -3,18 +3,52 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from diffalign.errors import UserError
+from diffalign.rewards.identity import networks
+from diffalign.strategies.base import Context
 
 _MOMENT_BYTES = {"adamw": 8.0, "adamw8bit": 2.0, "adafactor": 0.1, "sgd": 0.0}
 """Optimizer state for each trained number; Adafactor keeps a row and a column for each matrix."""
 _GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Networks:
+    """All networks of a run.
+
+    Args:
+        own: the one under training, adapters included.
+        reference: a frozen copy of it, if there is one.
+        others: VAE, text encoders, rewards.
+    """
+
+    own: nn.Module
+    reference: nn.Module | None = None
+    others: Sequence[nn.Module] = ()
+
+    @classmethod
+    def of(cls, ctx: Context) -> Networks:
+        """Collect the networks that a method sees."""
+        own, reference = ctx.policy.module, ctx.reference.network if ctx.reference is not None else None
+        judges = [network for reward in ctx.rewards.values() for network in networks(reward)]
+        return cls(own, None if reference is own else reference, [*ctx.policy.companions, *judges])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network under training is; what lies elsewhere costs nothing there."""
+        return next(self.own.parameters()).device
+
+    def bytes_of(self, network: nn.Module | None) -> int:
+        """Bytes of a network's weights on that device."""
+        weights = network.parameters() if network is not None else ()
+        return sum(p.numel() * p.element_size() for p in weights if p.device == self.device)
 
 
 @dataclass(frozen=True)
@@ -24,6 +58,7 @@ class MemoryEstimate:
     Args:
         parameters: weights of the network, frozen and trained.
         reference: weights of a frozen copy there.
+        others: weights of VAE, text encoders and rewards there.
         gradients: of the trained weights.
         optimizer: its moments, and a moving average.
         activations: saved for backward by the rows of one pass.
@@ -31,6 +66,7 @@ class MemoryEstimate:
 
     parameters: int
     reference: int
+    others: int
     gradients: int
     optimizer: int
     activations: int
@@ -38,7 +74,7 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         """All of it."""
-        return self.parameters + self.reference + self.gradients + self.optimizer + self.activations
+        return sum(self.parts().values())
 
     @property
     def largest(self) -> str:
@@ -47,8 +83,7 @@ class MemoryEstimate:
 
     def parts(self) -> dict[str, int]:
         """Bytes by consumer."""
-        names = ("parameters", "reference", "gradients", "optimizer", "activations")
-        return {name: getattr(self, name) for name in names}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def lines(self) -> list[str]:
         """A table for people."""
@@ -56,25 +91,34 @@ class MemoryEstimate:
         return ["estimated memory of one device:", *rows, f"  {'total':<12} {self.total / _GIB:8.3f} GiB"]
 
 
+Activity = Literal["activations", "sampling", "validation"]
+"""What needs memory for a while: a pass with a graph, images that a method samples, images that are looked at."""
+
 _ADVICE = {
     "parameters": "load the frozen weights in half precision (--mixed_precision bf16)",
     "reference": "keep the frozen copy on the processor (--reference_device cpu) or train adapters (--train_mode lora)",
+    "others": (
+        "load VAE and text encoders in half precision (--mixed_precision bf16), encode all captions ahead "
+        "(--cache_latents true), or judge by smaller rewards"
+    ),
     "gradients": "train adapters instead of all weights (--train_mode lora)",
     "optimizer": "train adapters (--train_mode lora) or choose --optimizer adamw8bit or adafactor",
     "activations": (
         "set --gradient_checkpointing true, or lower --max_rows_per_forward (exact, one more forward pass), "
         "--train_batch_size or --resolution; the rank of the adapters hardly matters"
     ),
+    "sampling": "lower --rollout_batch_size (where the method has it), --train_batch_size or --resolution",
+    "validation": "lower --num_validation_images or --evaluation_prompts",
 }
 
 
 def estimate(
-    module: nn.Module, trained: int, config: Mapping[str, Any], activations_of_a_row: int, rows: int, shards: int = 1
+    held: Networks, trained: int, config: Mapping[str, Any], activations_of_a_row: int, rows: int, shards: int = 1
 ) -> MemoryEstimate:
     """Estimate the memory of a run.
 
     Args:
-        module: the network, adapters included.
+        held: the networks, where they will be while training.
         trained: number of trained numbers.
         config: all options under their outside names.
         activations_of_a_row: bytes that one row saves for backward (see :func:`saved_bytes`).
@@ -82,13 +126,12 @@ def estimate(
         shards: processes that share one copy of weights, gradients and moments; the block that is held whole while it
             runs is left out.
     """
-    weights = sum(p.numel() * p.element_size() for p in module.parameters()) // shards
     trained = -(-trained // shards)
-    full = config["train_mode"] == "full"
     moments = _MOMENT_BYTES[config["optimizer"]] + (4.0 if config["use_ema"] else 0.0)
     return MemoryEstimate(
-        parameters=weights,
-        reference=weights if full and config["reference_device"] == "same" else 0,
+        parameters=held.bytes_of(held.own) // shards,
+        reference=held.bytes_of(held.reference) // shards,
+        others=sum(held.bytes_of(network) for network in held.others),
         gradients=4 * trained,
         optimizer=int(moments * trained),
         activations=activations_of_a_row * rows,
@@ -120,15 +163,20 @@ def device_memory(device: torch.device) -> int:
     return 0
 
 
-def out_of_memory(module: nn.Module, trained: int, config: Mapping[str, Any], shards: int = 1) -> UserError:
-    """Build the error for a step that did not fit: what takes most, and what shrinks it."""
-    known = estimate(module, trained, config, 0, 0, shards)
-    device = next(module.parameters()).device
-    activations = max(0, device_memory(device) - known.total)
-    parts = {**known.parts(), "activations": activations}
+def out_of_memory(
+    activity: Activity, held: Networks, trained: int, config: Mapping[str, Any], shards: int = 1
+) -> UserError:
+    """Build the error for what did not fit: what takes most, and what shrinks it.
+
+    Args:
+        activity: what was going on.
+        held, trained, config, shards: as of :func:`estimate`.
+    """
+    known = estimate(held, trained, config, 0, 0, shards)
+    parts = {**known.parts(), activity: max(0, device_memory(held.device) - known.total)}
     largest = max(parts, key=lambda name: parts[name])
     return UserError(
-        f"out of memory on {device}: {largest} take most of it, about {parts[largest] / _GIB:.1f} GiB; "
+        f"out of memory on {held.device}: most of it goes to {largest}, about {parts[largest] / _GIB:.1f} GiB; "
         f"{_ADVICE[largest]}. --dry_run estimates a run without starting it"
     )
 

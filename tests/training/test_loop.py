@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from diffalign.batch import Batch
+from diffalign.errors import UserError
 from diffalign.strategies.base import Context, LossOutput, Piece, Terms, Update
 from diffalign.training.checkpoint import list_checkpoints
 from diffalign.training.config import OptimOptions
@@ -95,6 +97,27 @@ def test_no_gradient_stops_after_patience(tmp_path: Path) -> None:
 
 def test_a_method_may_waive_a_guard(tmp_path: Path) -> None:
     assert toy_trainer(tmp_path / "run", Excused(), steps=5).fit().steps == 5
+
+
+@pytest.mark.parametrize(
+    ("strategy", "observer", "largest"),
+    [("collect", None, "sampling"), ("loss", None, "activations"), ("", "before", "validation")],
+)
+def test_memory_that_runs_out_is_a_message(
+    strategy: str, observer: str | None, largest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflow(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trainer = toy_trainer(tmp_path / "run", Squares(), steps=1)
+    config = {"optimizer": "sgd", "use_ema": False}
+    monkeypatch.setattr(trainer, "_record", dataclasses.replace(trainer._record, config=config))
+    if strategy:
+        monkeypatch.setattr(trainer.strategy, strategy, overflow)
+    if observer:
+        monkeypatch.setattr(trainer, "_observer", SimpleNamespace(before=overflow))
+    with pytest.raises(UserError, match=f"out of memory on cpu: most of it goes to {largest}"):
+        trainer.fit()
 
 
 def test_export_is_the_moving_average(tmp_path: Path) -> None:

@@ -14,9 +14,18 @@ from torch import nn
 import diffalign
 from diffalign.cli.parser import parse_train
 from diffalign.errors import UserError
+from diffalign.references import start_full
 from diffalign.strategies.base import Context
 from diffalign.training.launch import missing_processes
-from diffalign.training.memory import MemoryEstimate, estimate, out_of_memory, refuse_if_too_large, saved_bytes
+from diffalign.training.memory import (
+    Activity,
+    MemoryEstimate,
+    Networks,
+    estimate,
+    out_of_memory,
+    refuse_if_too_large,
+    saved_bytes,
+)
 from diffalign.training.processes import Processes
 from diffalign.training.progress import ProgressDisplay, work_shown
 from diffalign.training.report import FLAT_INTERVALS, Reporter, Spent
@@ -27,6 +36,7 @@ from diffalign.training.stopwatch import Stopwatch
 from diffalign.training.trackers import JsonLines, build_trackers
 from diffalign.training.update import Account
 from diffalign.training.validation import save_grid, stack_pictures
+from tests.factories import Ripples, tiny_policy
 
 CONFIG = {"train_mode": "lora", "reference_device": "same", "optimizer": "adamw", "use_ema": False}
 
@@ -166,23 +176,42 @@ def test_saved_bytes_count_activations_without_computing() -> None:
 
 def test_estimate_adds_up_and_refuses() -> None:
     module = nn.Linear(10, 10, bias=False)
-    needed = estimate(module, 100, CONFIG, activations_of_a_row=1000, rows=4)
-    assert needed == MemoryEstimate(400, 0, 400, 800, 4000)
+    needed = estimate(Networks(module), 100, CONFIG, activations_of_a_row=1000, rows=4)
+    assert needed == MemoryEstimate(400, 0, 0, 400, 800, 4000)
     assert needed.total == 5600
     assert needed.largest == "activations"
-    full = estimate(module, 100, {**CONFIG, "train_mode": "full", "use_ema": True}, 0, 0)
-    assert (full.reference, full.optimizer) == (400, 1200)
-    quarter = estimate(module, 100, {**CONFIG, "train_mode": "full"}, 1000, 4, shards=4)
-    assert quarter == MemoryEstimate(100, 100, 100, 200, 4000)
+    half, away = nn.Linear(10, 10, bias=False).bfloat16(), nn.Linear(10, 10, device="meta")
+    full = estimate(Networks(module, half, [nn.Linear(5, 1), away]), 100, {**CONFIG, "use_ema": True}, 0, 0)
+    assert (full.reference, full.others, full.optimizer) == (200, 24, 1200)
+    quarter = estimate(Networks(module, module), 100, CONFIG, 1000, 4, shards=4)
+    assert quarter == MemoryEstimate(100, 100, 0, 100, 200, 4000)
     with pytest.raises(UserError, match=r"biggest part is activations .*--gradient_checkpointing"):
-        refuse_if_too_large(MemoryEstimate(0, 0, 0, 0, 2**60), torch.device("cpu"))
+        refuse_if_too_large(MemoryEstimate(0, 0, 0, 0, 0, 2**60), torch.device("cpu"))
     refuse_if_too_large(needed, torch.device("cpu"))
 
 
-def test_out_of_memory_names_the_biggest_consumer() -> None:
-    message = str(out_of_memory(nn.Linear(4, 4), 16, CONFIG))
-    assert "activations take most" in message
-    assert "the rank of the adapters hardly matters" in message
+def test_estimate_counts_all_networks_of_a_run() -> None:
+    policy, judge = tiny_policy("sdxl"), Ripples()
+    judge.network = nn.Linear(7, 1)  # type: ignore[attr-defined]
+    ctx = Context(policy, start_full(policy, mixed_precision=torch.bfloat16), rewards={"judge": judge})
+    needed = estimate(Networks.of(ctx), 0, CONFIG, 0, 0)
+    assert needed.parameters + needed.others == sum(p.nbytes for n in policy.parts for p in n.parameters()) + 4 * 8
+    assert 0.5 * needed.parameters < needed.reference < 0.55 * needed.parameters
+    assert Networks.of(Context(policy)).reference is None
+
+
+@pytest.mark.parametrize(
+    ("activity", "advice"),
+    [
+        ("activations", "the rank of the adapters hardly matters"),
+        ("sampling", "--rollout_batch_size"),
+        ("validation", "--num_validation_images"),
+    ],
+)
+def test_out_of_memory_names_the_biggest_consumer(activity: Activity, advice: str) -> None:
+    message = str(out_of_memory(activity, Networks(nn.Linear(4, 4)), 16, CONFIG))
+    assert f"most of it goes to {activity}" in message
+    assert advice in message
 
 
 def test_progress_says_what_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
