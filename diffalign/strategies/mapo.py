@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffalign.batch import ImageBatch
+from diffalign.diffusion.random import rand_rows
+from diffalign.errors import UserError
 from diffalign.strategies.base import Kernel, LossOutput, Spec, Strategy, Terms
 from diffalign.strategies.heads import accuracy
 from diffalign.strategies.pair_kernel import DenoisingKernel
@@ -44,12 +46,19 @@ class MaPOConfig:
         snr_value: k, factor on the errors inside phi. 0.5: official code.
         margin_scale: T, factor on the difference of phi. 1000: official code (its number of training timesteps).
         power: p, exponent of phi. 1: official code; b in the revised paper.
+        label_noise_prob: share of the pairs, drawn anew at each visit, whose images are exchanged: what wrong labels
+            do. 0: official code.
     """
 
     beta: float = 0.1
     snr_value: float = 0.5
     margin_scale: float = 1000.0
     power: float = 1.0
+    label_noise_prob: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_noise_prob <= 1:
+            raise UserError(f"label_noise_prob is {self.label_noise_prob}: expected a share from 0 to 1")
 
 
 def phi(x: Tensor) -> Tensor:
@@ -91,6 +100,9 @@ class MaPO(Strategy):
     def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
         """``mean err_w - beta mean log sigmoid(z)`` over the pairs of the micro-batch."""
         err_w, err_l = terms.policy.mean(dim=1).chunk(2)
+        if self.config.label_noise_prob:
+            wrong = rand_rows(batch.seeds, "label-noise", err_w.device) < self.config.label_noise_prob
+            err_w, err_l = torch.where(wrong, err_l, err_w), torch.where(wrong, err_w, err_l)
         z = mapo_margin(err_w, err_l, self.config)
         losses = err_w - self.config.beta * F.logsigmoid(z)
         metrics = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 GLOSSARY: dict[str, str] = {
     "loss": "objective of the example",
+    "relative_loss": "objective over that of a policy equal to the reference; 1 at the start, 0 once all is predicted",
     "logit": "scaled margin z; positive where the preference is satisfied; 0 while policy and reference are equal",
     "implicit_accuracy": "share of satisfied preferences; a tie counts one half, in text methods none",
     "effective_weight": "how strongly the example still pulls, sigmoid(-logit); 1/2 at the start, 0 once satisfied",

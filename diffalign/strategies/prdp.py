@@ -10,11 +10,12 @@ For trajectories of ONE caption, with means over the T steps::
     l(a, b)   = max((drhat - dr / beta)^2, (drhat_clip - dr / beta)^2)
     loss      = mean of l over pairs with dr > 0
 
-The loss is huge by construction (``dr / beta`` is of the order 1e2 to 1e4); the gradient norm must be clipped
-(``--max_grad_norm 1``). It couples all steps of all images of a caption, whose graphs exist one pass at a time: first
-the densities, then one backward pass for each ``transitions_per_pass`` rows, exactly. Captions whose images are all
-equally good have no pair; they count in the mean over captions. Densities are means over the elements of latents, which
-the paper does not state and its constants imply. For flow models the steps are those of Flow-GRPO.
+The loss is huge by construction (``dr / beta`` is of the order 1e2 to 1e4): watch ``relative_loss``, which starts at 1.
+The gradient norm must be clipped (``--max_grad_norm 1``). It couples all steps of all images of a caption, whose graphs
+exist one pass at a time: first the densities, then one backward pass for each ``transitions_per_pass`` rows, exactly.
+Captions whose images are all equally good have no pair; they count in the mean over captions. Densities are means over
+the elements of latents, which the paper does not state and its constants imply. For flow models the steps are those of
+Flow-GRPO.
 """
 
 from __future__ import annotations
@@ -153,7 +154,13 @@ class PRDP(FromRollouts):
         )
         predicted = _differences((new - reference).detach().mean(1))[pairs.counted]
         right = accuracy(predicted).mean() if len(predicted) else torch.full((), 0.5)
-        metrics = {"loss": pairs.loss.detach()[None], "implicit_accuracy": right[None]}
+        wanted = _differences(rewards / self.config.beta)[pairs.counted].square().mean()
+        loss = pairs.loss.detach()
+        metrics = {
+            "loss": loss[None],
+            "relative_loss": (loss / wanted).nan_to_num(0.0)[None],
+            "implicit_accuracy": right[None],
+        }
         return LossOutput(pairs.loss, batch.reported(metrics))
 
     def _group(

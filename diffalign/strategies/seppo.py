@@ -3,8 +3,9 @@
 Paper: Zhang et al., "SePPO: Semi-Policy Preference Optimization for Diffusion Alignment", arXiv 2410.05255. The
 official repository (https://github.com/DwanZhang-AI/SePPO) holds no training code; this follows the formulas.
 
-A run keeps its own checkpoints, the start among them. In each stage one of them is drawn: it samples an image (r) for
-the caption of every winner (w), and it is the reference. One timestep for both images, noise of its own for each::
+A run keeps its own checkpoints, the start among them. In each stage, or at each update, one of them is drawn: it samples
+an image (r) for the caption of every winner (w), and it is the reference. One timestep for both images, noise of its
+own for each::
 
     d_w  = ref_err_w - err_w         d_r = ref_err_r - err_r
     s    = sign(d_w), no gradient    +1: r is a loser, -1: r is another winner
@@ -85,6 +86,8 @@ class SePPOConfig(PairConfig):
         checkpoint_steps: optimizer steps of a stage, which ends with a new checkpoint. 30: paper.
         reference_draw: which checkpoint a stage refers to: any of them alike ("random", paper), the start ("initial",
             as DITTO) or the newest ("latest", as SPIN-Diffusion).
+        reference_redrawn: how often that is drawn, once a "stage" or at every "update". stage: ours, the paper does not
+            say.
         rollout_steps: denoising steps of a sampled image. 20: ours, the paper's number is unknown.
         rollout_guidance_scale: guidance of a sampled image; 1 switches it off. 7.5: Stable Diffusion's, the paper's
             is unknown.
@@ -95,6 +98,7 @@ class SePPOConfig(PairConfig):
     sign_tolerance: float = 1e-6
     checkpoint_steps: int = 30
     reference_draw: Literal["random", "initial", "latest"] = "random"
+    reference_redrawn: Literal["stage", "update"] = "stage"
     rollout_steps: int = 20
     rollout_guidance_scale: float = 7.5
 
@@ -136,7 +140,7 @@ class SePPO(PairStrategy):
         stage = ctx.step // self.config.checkpoint_steps
         while len(self.pool) <= stage:
             self.pool.add()
-        self.pool.load(self._drawn(ctx.seed, stage))
+        self.pool.load(self._drawn(ctx.seed, ctx.step))
         return [Update(batches)]
 
     def draw(self, ctx: Context, batch: ImageBatch) -> Noised:
@@ -167,10 +171,12 @@ class SePPO(PairStrategy):
         """Restore the checkpoints."""
         self.pool.load_state_dict(state)
 
-    def _drawn(self, seed: int, stage: int) -> int:
-        """Index of the checkpoint that a stage refers to, of those made before it."""
+    def _drawn(self, seed: int, step: int) -> int:
+        """Index of the checkpoint that an optimizer step refers to, of those made before its stage."""
+        stage = step // self.config.checkpoint_steps
         if self.config.reference_draw == "random":
-            return derive_seed(seed, "checkpoint", stage) % (stage + 1)
+            draw = step if self.config.reference_redrawn == "update" else stage
+            return derive_seed(seed, "checkpoint", draw) % (stage + 1)
         return 0 if self.config.reference_draw == "initial" else stage
 
     def _sample(self, ctx: Context, condition: Condition, seeds: Tensor, shape: Sequence[int]) -> Tensor:

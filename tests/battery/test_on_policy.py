@@ -41,6 +41,8 @@ def test_what_is_replayed_is_what_was_sampled(name: str, process: str) -> None:
     policy = CountingPolicy(process, MOVED)
     strategy, ctx, update = first_update(name, policy)
     account = gradient(strategy, ctx, update, [policy.trained])
+    if name == "prdp":
+        assert account.sums["relative_loss"].item() == pytest.approx(account.examples, rel=1e-3)
     if "ratio" in account.sums:
         assert account.sums["ratio"].item() == pytest.approx(account.examples, rel=1e-4)
         assert account.sums["clipped_share"] == 0

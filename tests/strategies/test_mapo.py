@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffalign.errors import UserError
 from diffalign.strategies.mapo import MaPO, MaPOConfig, mapo_margin, phi
 from tests.strategies.support import context, examples, image_batch, moved_policy, numbers, objective, step, terms
 
@@ -36,6 +37,17 @@ def test_swapping_the_pair_flips_the_logit():
     err_w, err_l = numbers(4), numbers(4, seed=1)
     first, second = value(err_w, err_l).metrics["logit"], value(err_l, err_w).metrics["logit"]
     torch.testing.assert_close(first, -second)
+
+
+def test_label_noise_exchanges_a_share_of_the_pairs():
+    err_w, err_l = numbers(200), numbers(200, seed=1)
+    clean, all_wrong = value(err_w, err_l).metrics, value(err_l, err_w).metrics
+    some = value(err_w, err_l, label_noise_prob=0.25).metrics["logit"]
+    wrong = some != clean["logit"]
+    torch.testing.assert_close(some[wrong], all_wrong["logit"][wrong])
+    assert 30 < wrong.sum() < 70
+    with pytest.raises(UserError, match="label_noise_prob"):
+        MaPOConfig(label_noise_prob=1.5)
 
 
 def test_gradients_by_finite_differences_and_their_signs():

@@ -101,10 +101,16 @@ def test_a_stage_ends_with_a_checkpoint() -> None:
 
 def test_every_checkpoint_is_drawn_alike_and_the_same_again() -> None:
     strategy, _ = seppo(ToyPolicy())
-    counts = Counter(strategy._drawn(seed, 4) for seed in range(2000))
+    counts = Counter(strategy._drawn(seed, 8) for seed in range(2000))
     assert sorted(counts) == [0, 1, 2, 3, 4]
     assert all(330 < count < 470 for count in counts.values())
-    assert [strategy._drawn(7, stage) for stage in range(9)] == [strategy._drawn(7, stage) for stage in range(9)]
+    drawn = [strategy._drawn(7, step) for step in range(40)]
+    assert drawn == [strategy._drawn(7, step) for step in range(40)]
+    assert drawn[::2] == drawn[1::2]  # a stage has two steps
+    anew, _ = seppo(ToyPolicy(), reference_redrawn="update")
+    drawn = [anew._drawn(7, step) for step in range(40)]
+    assert drawn[::2] != drawn[1::2]
+    assert all(index <= step // 2 for step, index in enumerate(drawn))
 
 
 def test_the_pool_survives_a_checkpoint_and_forgets_the_oldest() -> None:
