@@ -13,8 +13,8 @@ over the deviation of the whole rollout, and r the ratio of a step's new density
 
 The last step is not trained, and no gradient passes the unconditional branch of guidance: both are in the code only.
 DanceGRPO (arXiv 2505.07818) is ``noise_schedule constant``, ``noise_level 0.3``, ``advantage_std group``,
-``trained_share 0.6``, ``same_start`` and ``kl_beta 0``, but for its unbiased deviations. The formulas hold for discrete
-processes too, with DDIM's steps.
+``advantage_unbiased true``, ``trained_share 0.6``, ``same_start true`` and ``kl_beta 0``. The formulas hold for
+discrete processes too, with DDIM's steps.
 
 Small groups (6 to 12) are reported to collapse where 24 are stable. Judge progress by images of the deterministic
 sampler: the last stochastic step leaves noise.

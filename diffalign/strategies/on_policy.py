@@ -42,6 +42,8 @@ class PolicyGradientConfig(RolloutConfig):
         advantage: what is expected of an image: the mean of its caption over rollouts (once known), that of its group,
             or that of the rollout. "caption": official code of DDPO.
         advantage_std: for groups, whose deviation divides: the group's or the rollout's. "batch": Flow-GRPO's configs.
+        advantage_unbiased: deviations of groups divide by n - 1 in the place of n, and 1e-8 is added to them in
+            the place of 1e-4. False: Flow-GRPO's code (True: DanceGRPO's).
         statistics_size: rewards remembered of each caption. 16: official configs of DDPO.
         statistics_min_count: rewards a caption needs before its own statistics count; until then the rollout's do. 16:
             official configs of DDPO.
@@ -54,6 +56,7 @@ class PolicyGradientConfig(RolloutConfig):
 
     advantage: Literal["caption", "group", "batch"] = "caption"
     advantage_std: StdScope = "batch"
+    advantage_unbiased: bool = False
     statistics_size: int = 16
     statistics_min_count: int = 16
     clip_range: float = 1e-4
@@ -68,6 +71,11 @@ class PolicyGradientConfig(RolloutConfig):
             raise UserError(f"kl_beta is {self.kl_beta}: expected 0 or more")
         if self.advantage == "group" and self.images_per_prompt < 2:
             raise UserError("advantage 'group' needs images_per_prompt of 2 at least: one image has nothing to beat")
+
+    def group_advantages(self, rewards: Tensor, groups: Tensor) -> Tensor:
+        """Return the advantages (n,) of rewards (n,) within groups (n,), standardised as the options say."""
+        unbiased = self.advantage_unbiased
+        return group_advantages(rewards, groups, self.advantage_std, 1e-8 if unbiased else 1e-4, unbiased)
 
 
 class Advantages:
@@ -94,7 +102,7 @@ class Advantages:
         if config.advantage == "caption":
             advantages[valid] = self._statistics.update([str(key) for key in judged.captions[valid].tolist()], kept)
         elif config.advantage == "group":
-            advantages[valid] = group_advantages(kept, judged.groups[valid], config.advantage_std)
+            advantages[valid] = config.group_advantages(kept, judged.groups[valid])
         else:
             advantages[valid] = batch_advantages(kept)
         return advantages

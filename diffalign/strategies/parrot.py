@@ -35,7 +35,7 @@ from diffalign.batch import ImageBatch
 from diffalign.errors import UserError
 from diffalign.rewards.transforms import dominates
 from diffalign.rollouts.rollout import Rollout
-from diffalign.strategies.advantages import StdScope, group_advantages
+from diffalign.strategies.advantages import StdScope
 from diffalign.strategies.base import Context, Update
 from diffalign.strategies.on_policy import PolicyGradient, PolicyGradientConfig
 from diffalign.strategies.registry import register
@@ -109,7 +109,7 @@ class Parrot(PolicyGradient):
         advantages = judged.rewards.new_zeros(len(judged.seeds))
         meant = judged.rewards.gather(1, _meant_for(judged.groups, len(rollout.names))[:, None])[:, 0][judged.valid]
         if self.config.objective == "clipped":
-            meant = group_advantages(meant, judged.groups[judged.valid], self.config.advantage_std)
+            meant = self.config.group_advantages(meant, judged.groups[judged.valid])
         advantages[judged.valid] = meant
         return advantages
 

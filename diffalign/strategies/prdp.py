@@ -156,11 +156,8 @@ class PRDP(FromRollouts):
         right = accuracy(predicted).mean() if len(predicted) else torch.full((), 0.5)
         wanted = _differences(rewards / self.config.beta)[pairs.counted].square().mean()
         loss = pairs.loss.detach()
-        metrics = {
-            "loss": loss[None],
-            "relative_loss": (loss / wanted).nan_to_num(0.0)[None],
-            "implicit_accuracy": right[None],
-        }
+        relative = (loss / wanted).nan_to_num(0.0)
+        metrics = {"loss": loss[None], "relative_loss": relative[None], "implicit_accuracy": right[None]}
         return LossOutput(pairs.loss, batch.reported(metrics))
 
     def _group(

@@ -3,9 +3,9 @@
 Paper: Zhang et al., "SePPO: Semi-Policy Preference Optimization for Diffusion Alignment", arXiv 2410.05255. The
 official repository (https://github.com/DwanZhang-AI/SePPO) holds no training code; this follows the formulas.
 
-A run keeps its own checkpoints, the start among them. In each stage, or at each update, one of them is drawn: it samples
-an image (r) for the caption of every winner (w), and it is the reference. One timestep for both images, noise of its
-own for each::
+A run keeps its own checkpoints, the start among them. In each stage (or at each update) one of them is drawn: it
+samples an image (r) for the caption of every winner (w), and it is the reference. One timestep for both images, noise
+of its own for each::
 
     d_w  = ref_err_w - err_w         d_r = ref_err_r - err_r
     s    = sign(d_w), no gradient    +1: r is a loser, -1: r is another winner

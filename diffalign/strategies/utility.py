@@ -18,6 +18,7 @@ from torch import Tensor
 from diffalign.batch import Batch, ImageBatch
 from diffalign.errors import UserError, unknown
 from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Reduce, Strategy, Terms
+from diffalign.strategies.beta import describe_beta
 from diffalign.strategies.heads import accuracy
 from diffalign.strategies.pair_kernel import DenoisingKernel, Noised
 
@@ -192,3 +193,7 @@ class UtilityStrategy(Strategy):
     def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
         """See :class:`UtilityObjective`."""
         return self.objective(terms, statistics)
+
+    def describe(self, ctx: Context) -> tuple[str, ...]:
+        """What beta is in the paper's terms; there is no factor 0.5 here."""
+        return describe_beta(ctx, self.objective.beta, factor=1.0)

@@ -260,7 +260,7 @@ def test_state_survives_a_round_trip_and_foreign_state_is_refused(name):
         other.load_state_dict({"of_another_method": 1})
 
 
-@pytest.mark.parametrize(("names", "factor"), [([*PAIRS, "seppo"], 0.5), (["rankdpo"], 1.0)])
+@pytest.mark.parametrize(("names", "factor"), [([*PAIRS, "seppo"], 0.5), (["rankdpo", "diffusion_kto", "tkto"], 1.0)])
 def test_the_header_says_what_beta_is_on_sums(names, factor):
     policy = CountingPolicy()
     elements = math.prod(policy.latent_shape(*policy.default_resolution))

@@ -42,7 +42,7 @@ def test_what_is_replayed_is_what_was_sampled(name: str, process: str) -> None:
     strategy, ctx, update = first_update(name, policy)
     account = gradient(strategy, ctx, update, [policy.trained])
     if name == "prdp":
-        assert account.sums["relative_loss"].item() == pytest.approx(account.examples, rel=1e-3)
+        assert account.sums["relative_loss"].item() == pytest.approx(account.examples, rel=0.05)
     if "ratio" in account.sums:
         assert account.sums["ratio"].item() == pytest.approx(account.examples, rel=1e-4)
         assert account.sums["clipped_share"] == 0

@@ -46,6 +46,13 @@ def test_failed_images_have_no_advantage_and_no_say(kind: Any) -> None:
     assert with_failure[[0, 2, 3]].tolist() == without.tolist()
 
 
+def test_deviations_of_groups_may_be_those_of_dance_grpo() -> None:
+    table, known = judged([0.0, 2.0, 5.0, 5.0, 11.0], [0, 0, 1, 1, 1])
+    config = PolicyGradientConfig(advantage="group", advantage_std="group", advantage_unbiased=True)
+    expected = [-1 / 2**0.5, 1 / 2**0.5, -2 / 12**0.5, -2 / 12**0.5, 4 / 12**0.5]
+    torch.testing.assert_close(Advantages(config)(table, known), torch.tensor(expected))
+
+
 def test_running_statistics_remember_captions_over_rollouts() -> None:
     estimator = Advantages(PolicyGradientConfig(statistics_min_count=4))
     first = estimator(*judged([0.0, 1.0, 5.0, 6.0], [0, 0, 1, 1]))
