@@ -125,7 +125,7 @@ def test_one_process_checks_what_all_read(tmp_path: Path, monkeypatch: pytest.Mo
     second, remarks = find_together("latest", tmp_path, Beside(1, first.folder))
     assert (len(hashed), second.step, second.folder, remarks) == (3, 3, folder, [])
     assert all(torch.equal(second.weights[name], value) for name, value in first.weights.items())
-    with pytest.raises(UserError, match=r"process 1 cannot read the checkpoint: .*; share its disk"):
+    with pytest.raises(UserError, match=r"process 1 cannot read the checkpoint: .*; all must share the disk"):
         find_together("latest", tmp_path, Beside(1, tmp_path / "elsewhere"))
 
 
