@@ -223,11 +223,11 @@ class Rollouts:
                     storage=self._storage,
                 )  # fmt: skip
                 parts.append(part)
-                ctx.images += len(part)
+                ctx.progress.images += len(part)
                 if judge:
                     with torch.no_grad():
                         pictures.append(ctx.policy.decode(part.final))
-                ctx.progress("rollout", sum(map(len, parts)), len(seeds))
+                ctx.progress.show("rollout", sum(map(len, parts)), len(seeds))
             if judge:
                 of_block = (block % examples).tolist()
                 captions = [prompts[index] for index in of_block]

@@ -92,6 +92,21 @@ class Spec:
 
 
 @dataclass
+class Progress:
+    """How far a run is: one object, which the loop, the method and copies of the context share.
+
+    Args:
+        step: optimizer steps done so far.
+        images: images that this process has sampled for training so far.
+        show: told (what, done, in all) during work that takes long within a step.
+    """
+
+    step: int = 0
+    images: int = 0
+    show: Callable[[str, int, int], None] = field(default=lambda what, done, total: None)
+
+
+@dataclass
 class Context:
     """Everything a strategy may touch besides its batch.
 
@@ -106,9 +121,7 @@ class Context:
         folder: the run folder, for files that explain a failure.
         frozen_policies: further frozen policies by name.
         reduce: sum over processes.
-        progress: told (what, done, in all) during work that takes long within a step.
-        images: images that this process has sampled for training so far.
-        step: optimizer steps done so far.
+        progress: how far the run is.
         total_steps: optimizer steps planned.
         global_batch: examples of one optimizer step over all processes.
         rank, world_size: place among the processes.
@@ -125,14 +138,17 @@ class Context:
     folder: Path = field(default_factory=Path)
     frozen_policies: Mapping[str, Any] = field(default_factory=dict)
     reduce: Reduce = field(default=lambda value: value)
-    progress: Callable[[str, int, int], None] = field(default=lambda what, done, total: None)
-    images: int = 0
-    step: int = 0
+    progress: Progress = field(default_factory=Progress)
     total_steps: int = 1
     global_batch: int = 1
     rank: int = 0
     world_size: int = 1
     max_rows: int = 0
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done so far."""
+        return self.progress.step
 
     @property
     def reward(self) -> WeightedSum:

@@ -165,7 +165,7 @@ def own_trajectory(ctx: Context, condition: Condition, seeds: Tensor, shape: Seq
     stride = process.num_train_timesteps // num_steps
     if not stride:
         raise UserError(f"rollout_steps is {num_steps}: expected {process.num_train_timesteps} at most")
-    ctx.images += len(seeds)
+    ctx.progress.images += len(seeds)
     last = (rand_rows(seeds, "trajectory-step", device) * num_steps).long()
     offset = (rand_rows(seeds, "trajectory-offset", device) * stride).long()
     descending = torch.arange(num_steps - 1, -1, -1, device=device)[:, None]

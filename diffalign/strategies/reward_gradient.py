@@ -217,7 +217,7 @@ class RewardKernel(ABC):
 
     def start(self, ctx: Context, batch: ImageBatch) -> Departure:
         """Return the noise that sampling starts from; each row becomes an image."""
-        ctx.images += batch.size
+        ctx.progress.images += batch.size
         noise = randn_rows(batch.seeds, batch.latents.shape[1:], "rollout-start", ctx.device).to(batch.latents.dtype)
         condition = batch.conditions[0]
         return Departure(

@@ -182,7 +182,7 @@ class SePPO(PairStrategy):
     def _sample(self, ctx: Context, condition: Condition, seeds: Tensor, shape: Sequence[int]) -> Tensor:
         """Clean latents (rows, *shape) under the adapter that is active."""
         policy, scale = ctx.policy, self.config.rollout_guidance_scale
-        ctx.images += len(seeds)
+        ctx.progress.images += len(seeds)
         null = policy.null_condition(len(seeds)) if scale != 1 else None
         predict = guided(policy.predict, condition, null, scale)
         noise = randn_rows(seeds, shape, "own-image", ctx.device)

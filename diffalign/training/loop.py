@@ -140,7 +140,7 @@ class Trainer:
         self._stepper = Stepper(strategy, ctx, self.trainables, optim, learning_rate, guards, processes, self._watch)
         self._early_stop = EarlyStop(self.trainables, run.early_stop_patience)
         self._saved_step: int | None = None
-        self._spent = Spent(ctx, processes)
+        self._spent = Spent(ctx.progress, processes)
 
     def fit(self) -> RunResult:
         """Train to the planned number of steps, or to a signal; return what came of it.
@@ -186,7 +186,7 @@ class Trainer:
                 ctx.step,
                 ctx.total_steps,
             )
-            ctx.progress = display.work
+            ctx.progress.show = display.work
             while ctx.step < ctx.total_steps and not self._anywhere(stop.requested or self._early_stop.over):
                 with self._watch("data"):
                     collected = next(batches)
@@ -213,7 +213,7 @@ class Trainer:
         with self._advised("activations"):
             result = self._stepper(update)
         if result is not None:
-            self.ctx.step += 1
+            self.ctx.progress.step += 1
             if result.applied:
                 self.strategy.after_step(self.ctx)
         return result
@@ -263,7 +263,7 @@ class Trainer:
             self.ctx.reference.load_state_dict(checkpoint.state["reference"])
         self._early_stop.load_state_dict(checkpoint.state["early_stop"])
         self._spent.load_state_dict(checkpoint.state["spent"])
-        self.ctx.step = self._saved_step = checkpoint.step
+        self.ctx.progress.step = self._saved_step = checkpoint.step
         changed = checkpoint.changed_options(self._record.config)
         self._say(*remarks, f"resumed from {checkpoint.folder} after step {checkpoint.step}", *changed)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from diffalign.strategies.base import Context
+from diffalign.strategies.base import Progress
 from diffalign.training.metrics import Metrics, rounded
 from diffalign.training.processes import Processes
 from diffalign.training.progress import WARM_UP, ProgressDisplay
@@ -21,22 +21,22 @@ class Spent:
     """What a run has cost so far, over all processes and all its sessions.
 
     Args:
-        ctx: counts the images that this process samples.
+        progress: counts the images that this process samples.
         processes: whose images are summed.
     """
 
-    def __init__(self, ctx: Context, processes: Processes) -> None:
-        self._ctx, self._processes = ctx, processes
+    def __init__(self, progress: Progress, processes: Processes) -> None:
+        self._progress, self._processes = progress, processes
         self.seconds = 0.0
 
     def state_dict(self) -> dict[str, float]:
         """Seconds of training, and images sampled by all processes; all call it together."""
-        return {"seconds": self.seconds, "images": sum(self._processes.exchange(self._ctx.images))}
+        return {"seconds": self.seconds, "images": sum(self._processes.exchange(self._progress.images))}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Go on from what :meth:`state_dict` gave."""
         self.seconds = state["seconds"]
-        self._ctx.images = int(state["images"]) if self._processes.is_main else 0
+        self._progress.images = int(state["images"]) if self._processes.is_main else 0
 
 
 class Reporter:

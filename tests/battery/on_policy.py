@@ -120,7 +120,7 @@ def trained_reward(
         for update in strategy.collect(ctx, captions(policy, 4, start=index)):
             gradient(strategy, ctx, update, trained)
             optimizer.step()
-            ctx.step += 1
+            ctx.progress.step += 1
             strategy.after_step(ctx)
     from diffalign.rollouts.rollout import Rollouts
 

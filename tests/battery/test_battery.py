@@ -75,7 +75,7 @@ def test_images_that_a_method_samples_are_counted(name):
     ctx = context(policy, strategy)
     strategy.collect(ctx, [])
     strategy.draw(ctx, batch_for(name, policy))
-    assert ctx.images == (4 if get_method(name).family in ("self-play", "reward gradient") else 0)
+    assert ctx.progress.images == (4 if get_method(name).family in ("self-play", "reward gradient") else 0)
 
 
 @every_process

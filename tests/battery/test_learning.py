@@ -64,7 +64,7 @@ def learn(strategy: Strategy, policy: Policy, batch: Callable[[int], ImageBatch]
         optimizer.zero_grad()
         GradientPass(strategy, ctx, trained, Processes())(Update([batch(step)]))
         optimizer.step()
-        ctx.step += 1
+        ctx.progress.step += 1
         strategy.after_step(ctx)
 
 

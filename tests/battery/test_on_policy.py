@@ -32,7 +32,7 @@ def first_update(name: str, policy: CountingPolicy, **options: object) -> tuple:
 def test_images_of_a_rollout_are_counted(name: str) -> None:
     policy = CountingPolicy()
     strategy, ctx, _ = first_update(name, policy)
-    assert ctx.images == 3 * strategy.config.images_per_prompt
+    assert ctx.progress.images == 3 * strategy.config.images_per_prompt
 
 
 @every_process

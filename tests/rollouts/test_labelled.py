@@ -52,6 +52,7 @@ def test_a_moved_policy_learns_from_the_labelled_trajectories(labels: Path) -> N
     ctx = Context(policy, AdaptersOff(policy))
     strategy.build(ctx)
     (update,) = strategy.collect(ctx, [batch_of(policy, labels)])
+    assert ctx.progress.images == 2 * CONFIG.images_per_prompt  # also where the reference samples
     (batch,) = update.micro_batches
     assert isinstance(batch, TransitionBatch)
     assert batch.transitions is not None

@@ -14,7 +14,7 @@ from diffalign.diffusion.sampling import sample
 from diffalign.errors import UserError
 from diffalign.rewards.function import FunctionReward
 from diffalign.strategies.alignprop import AlignProp, AlignPropConfig, draw_truncation, live_steps
-from diffalign.strategies.base import Piece
+from diffalign.strategies.base import Piece, Progress
 from diffalign.strategies.draft_k import DraftK, DraftKConfig
 from diffalign.strategies.draft_lv import DraftLV, DraftLVConfig
 from diffalign.strategies.refl import ReFL, ReFLConfig, draw_jump
@@ -65,12 +65,12 @@ def test_truncations_stay_between_the_first_and_the_last_step():
 def test_truncation_is_drawn_for_the_trajectory_or_for_each_step():
     policy = CountingPolicy()
     once = AlignProp(AlignPropConfig(rollout_steps=20, truncation="uniform"))
-    plans = [once.kernel().plan(context(policy, once, step=step)) for step in range(30)]
+    plans = [once.kernel().plan(context(policy, once, progress=Progress(step))) for step in range(30)]
     assert all(plan == sorted(plan) and any(plan) and not all(plan) for plan in plans)
     assert len({tuple(plan) for plan in plans}) > 5
-    assert plans[3] == once.kernel().plan(context(policy, once, step=3))  # as after a resume
+    assert plans[3] == once.kernel().plan(context(policy, once, progress=Progress(3)))  # as after a resume
     each = AlignProp(AlignPropConfig(rollout_steps=20, truncation="uniform", truncation_draw="step"))
-    plans = [each.kernel().plan(context(policy, each, step=step)) for step in range(30)]
+    plans = [each.kernel().plan(context(policy, each, progress=Progress(step))) for step in range(30)]
     assert any(plan != sorted(plan) for plan in plans)
     assert all(plan[-1] for plan in plans)
     assert live_steps([3, 1, 1, 4]) == [False, True, True, False]

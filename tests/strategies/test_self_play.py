@@ -91,7 +91,7 @@ def test_a_stage_ends_with_a_checkpoint() -> None:
         strategy, ctx = seppo(policy, reference_draw=draw)
         seen = []
         for done in range(5):
-            ctx.step = done
+            ctx.progress.step = done
             move(policy, float(done), 0.0)
             strategy.collect(ctx, [])
             seen.append(past(policy)[0])
@@ -198,7 +198,7 @@ def test_a_fresh_sampler_costs_nothing_and_an_old_one_pushes(process: str) -> No
     assert output.metrics["policy_error_rejected"].max() < 1e-10
     move(policy, 0.2, 0.2)
     for done, stale in ((1, True), (2, False), (3, False)):
-        ctx.step = done
+        ctx.progress.step = done
         strategy.collect(ctx, [batch])
         _, output = step(strategy, ctx, batch)
         assert (output.metrics["policy_error_rejected"].min() > 1e-6) == stale
@@ -230,7 +230,7 @@ def test_winners_are_denoised_better_after_some_stages(make, process: str) -> No
     trained = policy.adapters.parameters()
     optimizer = torch.optim.Adam(trained, lr=0.02)
     for done in range(40):
-        ctx.step = done
+        ctx.progress.step = done
         (update,) = strategy.collect(ctx, [image_batch(policy, examples=16, images=1, seed=done)])
         optimizer.zero_grad()
         GradientPass(strategy, ctx, trained, Processes())(update)

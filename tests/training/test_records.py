@@ -15,7 +15,7 @@ import diffalign
 from diffalign.cli.parser import parse_train
 from diffalign.errors import UserError
 from diffalign.references import start_full
-from diffalign.strategies.base import Context
+from diffalign.strategies.base import Context, Progress
 from diffalign.training.launch import missing_processes
 from diffalign.training.memory import (
     Activity,
@@ -155,7 +155,7 @@ def test_grids_and_stacks(tmp_path: Path) -> None:
 def test_rewards_without_any_difference_are_noted_once() -> None:
     console = Console(width=300, file=io.StringIO())
     display = ProgressDisplay(20, 0, torch.device("cpu"), console)
-    spent = Spent(Context(policy=None), Processes())
+    spent = Spent(Progress(), Processes())
     reporter = Reporter(Processes(), [], display, Stopwatch(), spent, logging_steps=1, first=0, total=20)
     shares = [1.0] * (FLAT_INTERVALS - 1) + [0.5] + [1.0] * (FLAT_INTERVALS + 2)
     for step, share in enumerate(shares, 1):
