@@ -114,7 +114,7 @@ def to_caption_pairs(record: Record, options: PairingOptions, notes: Counter[str
     """Yield (chosen, rejected), each under its own caption; without captions the rejected one gets the mismatched."""
     for pair in _preferred(record, options, notes):
         if record.captions is not None:
-            first, rejected = record.captions[pair[0]], (record.captions[pair[1]],)
+            first, rejected = record.captions[pair[0]], record.captions[pair[1] : pair[1] + 1]
         else:
             first, rejected = record.prompt, _mismatches_of(record)
         notes["pairs whose two captions are equal"] += first in rejected

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -70,6 +71,8 @@ class DiffusionDPOConfig(PairConfig):
         super().__post_init__()
         if self.few_step_timesteps < 0:
             raise UserError(f"few_step_timesteps is {self.few_step_timesteps}: expected 0 (all timesteps) or more")
+        if self.few_step_timesteps and self.timestep_floor:
+            raise UserError("timestep_floor belongs to training on all timesteps, not to few_step_timesteps: set one")
         if not 0 <= self.label_smoothing < 0.5:
             raise UserError(f"label_smoothing is {self.label_smoothing}: expected a probability in [0, 0.5)")
         if self.label_smoothing and self.head != "sigmoid":
@@ -94,7 +97,9 @@ class DiffusionDPO(PairStrategy):
 
     def kernel(self) -> Kernel:
         """One timestep and one noise a pair."""
-        return DenoisingKernel(self._few_step_noise if self.config.few_step_timesteps else fresh_noise)
+        if self.config.few_step_timesteps:
+            return DenoisingKernel(self._few_step_noise)
+        return DenoisingKernel(partial(fresh_noise, floor=self.config.timestep_floor))
 
     def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
         """Return the mean of ``head(z)`` over the pairs."""

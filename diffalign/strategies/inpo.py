@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -33,7 +34,7 @@ from diffalign.batch import ImageBatch
 from diffalign.diffusion.inversion import LevelMatching
 from diffalign.strategies.base import Kernel, LossOutput, Spec, Terms
 from diffalign.strategies.inverted_noise import InvertedNoise, Inverter
-from diffalign.strategies.pair_kernel import DenoisingKernel
+from diffalign.strategies.pair_kernel import DenoisingKernel, draw_timesteps
 from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective, PairStrategy
 from diffalign.strategies.registry import register
 
@@ -79,7 +80,10 @@ class InPO(PairStrategy):
     def kernel(self) -> Kernel:
         """Errors at inverted latents."""
         c: InPOConfig = self.config
-        return DenoisingKernel(InvertedNoise(c.num_inversion_steps, c.level_matching, c.inverter, eta=c.inversion_eta))
+        drawn = partial(draw_timesteps, floor=c.timestep_floor)
+        return DenoisingKernel(
+            InvertedNoise(c.num_inversion_steps, c.level_matching, c.inverter, eta=c.inversion_eta, timesteps=drawn)
+        )
 
     def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
         """Return the mean of ``-log sigmoid(z)`` over the pairs."""

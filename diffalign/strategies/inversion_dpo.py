@@ -59,6 +59,7 @@ class InversionDPOConfig(PairConfig):
         path: whose inversion makes the path. reference: official code.
         sign: of the logit. 1: official code.
         moves_per_piece: moves whose graphs are held at once. 1: least memory.
+        timestep_floor: share of the least noisy timesteps that the warm start leaves out. 0: the papers.
         warm_start: objective of the first steps, "sft" or "diffusion_dpo". sft: ours, see above.
         warm_start_steps: number of those steps. 100: ours.
     """
@@ -111,8 +112,10 @@ class InversionDPO(PairStrategy):
     def __init__(self, config: InversionDPOConfig) -> None:
         super().__init__(config)
         self.objective = PairObjective(config.beta, config)
-        self._sft = SFT(SFTConfig())
-        self._warm = self._sft if config.warm_start == "sft" else DiffusionDPO(DiffusionDPOConfig(beta=config.beta))
+        floor = config.timestep_floor
+        self._sft = SFT(SFTConfig(timestep_floor=floor))
+        pairs = DiffusionDPO(DiffusionDPOConfig(beta=config.beta, timestep_floor=floor))
+        self._warm = self._sft if config.warm_start == "sft" else pairs
 
     def kernel(self) -> Kernel:
         """Comparisons along paths."""

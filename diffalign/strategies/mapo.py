@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -31,14 +32,14 @@ from diffalign.diffusion.random import rand_rows
 from diffalign.errors import UserError
 from diffalign.strategies.base import Kernel, LossOutput, Spec, Strategy, Terms
 from diffalign.strategies.heads import accuracy
-from diffalign.strategies.pair_kernel import DenoisingKernel
+from diffalign.strategies.pair_kernel import DenoisingKernel, TimestepOptions, fresh_noise
 from diffalign.strategies.registry import register
 
 _SERIES_BELOW = 0.1
 
 
 @dataclass(frozen=True)
-class MaPOConfig:
+class MaPOConfig(TimestepOptions):
     """Constants of MaPO.
 
     Args:
@@ -57,6 +58,7 @@ class MaPOConfig:
     label_noise_prob: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.label_noise_prob <= 1:
             raise UserError(f"label_noise_prob is {self.label_noise_prob}: expected a share from 0 to 1")
 
@@ -95,7 +97,7 @@ class MaPO(Strategy):
 
     def kernel(self) -> Kernel:
         """One timestep and one noise a pair."""
-        return DenoisingKernel()
+        return DenoisingKernel(partial(fresh_noise, floor=self.config.timestep_floor))
 
     def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
         """``mean err_w - beta mean log sigmoid(z)`` over the pairs of the micro-batch."""

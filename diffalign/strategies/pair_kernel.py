@@ -15,6 +15,7 @@ from torch import Tensor
 from diffalign.batch import Condition, ImageBatch
 from diffalign.diffusion.random import randn_rows, row_generators
 from diffalign.diffusion.timesteps import draw_indices, few_step_timesteps
+from diffalign.errors import UserError
 from diffalign.policies.base import Policy
 from diffalign.strategies.base import Context, Piece
 
@@ -46,6 +47,22 @@ class Noised:
 
 
 Noiser = Callable[[Context, ImageBatch], Noised]
+
+
+@dataclass(frozen=True)
+class TimestepOptions:
+    """Which timesteps a method trains that draws them afresh.
+
+    Args:
+        timestep_floor: share of the least noisy timesteps that is left out: there the image says what it shows, and the
+            caption moves the prediction little. 0: the papers.
+    """
+
+    timestep_floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.timestep_floor < 1:
+            raise UserError(f"timestep_floor is {self.timestep_floor}: expected a share, 0 or more and below 1")
 
 
 def draw_timesteps(ctx: Context, batch: ImageBatch, floor: float = 0.0) -> Tensor:

@@ -22,6 +22,7 @@ from diffalign.errors import UserError
 from diffalign.strategies.base import Context, LossOutput, Strategy, Terms
 from diffalign.strategies.beta import describe_beta
 from diffalign.strategies.heads import Head, PairOptions, accuracy, preference_loss, scale_gradient
+from diffalign.strategies.pair_kernel import TimestepOptions
 
 
 class PairErrors(NamedTuple):
@@ -66,7 +67,7 @@ class PairErrors(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PairConfig(PairOptions):
+class PairConfig(TimestepOptions, PairOptions):
     """Options of every objective on denoising errors of pairs; methods add their own constants.
 
     Args:
@@ -77,7 +78,8 @@ class PairConfig(PairOptions):
     rejected_gradient_ratio: float = 0.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        TimestepOptions.__post_init__(self)
+        PairOptions.__post_init__(self)
         if self.rejected_gradient_ratio < 0:
             raise UserError(f"rejected_gradient_ratio is {self.rejected_gradient_ratio}: expected 0 or more")
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -112,7 +113,8 @@ class RankDPO(Strategy):
 
     def kernel(self) -> Kernel:
         """One timestep a list; a noise for each image, or one for all."""
-        return DenoisingKernel(fresh_noise if self.config.shared_noise else own_noise)
+        noiser = fresh_noise if self.config.shared_noise else own_noise
+        return DenoisingKernel(partial(noiser, floor=self.config.timestep_floor))
 
     def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
         """Sum over the pairs of a list, mean over lists."""

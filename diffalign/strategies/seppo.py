@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -129,7 +130,7 @@ class SePPO(PairStrategy):
 
     def kernel(self) -> Kernel:
         """One timestep an example, noise of its own for each image."""
-        return DenoisingKernel(own_noise)
+        return DenoisingKernel(partial(own_noise, floor=self.config.timestep_floor))
 
     def build(self, ctx: Context) -> None:
         """Make the start the first checkpoint."""

@@ -13,17 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from diffalign.batch import ImageBatch
 from diffalign.strategies.base import Kernel, LossOutput, Spec, Strategy, Terms
-from diffalign.strategies.pair_kernel import DenoisingKernel
+from diffalign.strategies.pair_kernel import DenoisingKernel, TimestepOptions, fresh_noise
 from diffalign.strategies.registry import register
 
 
 @dataclass(frozen=True)
-class SFTConfig:
+class SFTConfig(TimestepOptions):
     """SFT has no constants of its own."""
 
 
@@ -42,7 +43,7 @@ class SFT(Strategy):
 
     def kernel(self) -> Kernel:
         """Fresh noise and timestep for each image."""
-        return DenoisingKernel()
+        return DenoisingKernel(partial(fresh_noise, floor=self.config.timestep_floor))
 
     def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
         """Return the mean error."""

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -35,7 +36,7 @@ from diffalign.diffusion.inversion import FixedPoint, LevelMatching, Refinement
 from diffalign.errors import UserError
 from diffalign.strategies.base import Kernel, LossOutput, Spec, Terms
 from diffalign.strategies.inverted_noise import InvertedNoise, Inverter
-from diffalign.strategies.pair_kernel import DenoisingKernel
+from diffalign.strategies.pair_kernel import DenoisingKernel, draw_timesteps
 from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective, PairStrategy
 from diffalign.strategies.registry import register
 
@@ -109,7 +110,10 @@ class SmPO(PairStrategy):
     def kernel(self) -> Kernel:
         """Errors at latents inverted with two predictions a move."""
         c: SmPOConfig = self.config
-        return DenoisingKernel(InvertedNoise(c.num_inversion_steps, c.level_matching, c.inverter, TWO_PREDICTIONS))
+        drawn = partial(draw_timesteps, floor=c.timestep_floor)
+        return DenoisingKernel(
+            InvertedNoise(c.num_inversion_steps, c.level_matching, c.inverter, TWO_PREDICTIONS, timesteps=drawn)
+        )
 
     def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
         """Return the mean of ``-log sigmoid(z)`` over the pairs."""

@@ -28,7 +28,6 @@ from functools import partial
 from torch import Tensor
 
 from diffalign.batch import ImageBatch
-from diffalign.errors import UserError
 from diffalign.strategies.base import Kernel, LossOutput, Spec, Terms
 from diffalign.strategies.pair_kernel import DenoisingKernel, fresh_noise
 from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective, PairStrategy
@@ -43,17 +42,9 @@ class TDPOConfig(PairConfig):
         sft_weight: weight of the error under the matching caption, added to the loss. 0: paper.
         rejected_gradient_scale: factor on the gradient through the mismatched caption. 1: paper.
         beta: inverse temperature, in Diffusion-DPO's convention. 2000: that method's on SD 1.5.
-        timestep_floor: share of the least noisy timesteps that is left out: there the image decides and the caption
-            moves the prediction little. 0: Diffusion-DPO's distribution.
     """
 
     beta: float = 2000.0
-    timestep_floor: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.timestep_floor < 1:
-            raise UserError(f"timestep_floor is {self.timestep_floor}: expected a share, 0 or more and below 1")
 
 
 @register(

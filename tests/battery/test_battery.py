@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from diffalign.errors import UserError
 from diffalign.policies.base import Policy
 from diffalign.strategies.base import Terms, Update
 from diffalign.strategies.beta import beta_for_sums
@@ -269,6 +270,22 @@ def test_the_header_says_what_beta_is_on_sums(names, factor):
         (line,) = strategy.describe(context(policy, strategy))
         assert f"beta 20 on errors of epsilon averaged over the {elements} elements" in line
         assert f"{beta_for_sums(20.0, elements, factor):.3g} on their sums" in line
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if hasattr(get_method(n).strategy.Config, "timestep_floor")])
+def test_methods_that_draw_timesteps_can_leave_out_the_least_noisy(name):
+    policy, warm = CountingPolicy(), {"warm_start_steps": 1} if name == "inversion_dpo" else {}
+    batch, lowest = batch_for(name, policy, examples=60), []
+    for floor in (0.0, 0.4):
+        strategy = make(name, timestep_floor=floor, **warm)
+        ctx = context(policy, strategy)
+        strategy.collect(ctx, [])
+        draws = strategy.draw(ctx, batch)
+        lowest.append(getattr(draws, "noised", draws).timesteps.min())
+    assert lowest[0] < 200
+    assert 400 <= lowest[1] < 600
+    with pytest.raises(UserError, match=r"timestep_floor is 1\.0"):
+        make(name, timestep_floor=1.0)
 
 
 @pytest.mark.parametrize("name", [*PAIRS, "seppo"])

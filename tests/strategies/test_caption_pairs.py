@@ -11,7 +11,6 @@ from diffalign.strategies.base import Piece
 from diffalign.strategies.dcpo import DCPO, DCPOConfig, with_common_captions
 from diffalign.strategies.diffusion_dpo import DiffusionDPO, DiffusionDPOConfig
 from diffalign.strategies.tdpo import TDPO, TDPOConfig
-from tests.factories import ToyPolicy
 from tests.strategies.support import context, examples, image_batch, moved_policy, numbers, objective, step, terms
 
 STRATEGIES = [DCPO(DCPOConfig(beta=20.0)), TDPO(TDPOConfig(beta=20.0))]
@@ -149,18 +148,6 @@ def test_a_scaled_rejected_gradient_and_supervision_reach_the_objective():
     objective(TDPO(TDPOConfig(beta=20.0, **options)), terms(err, ref_err), examples(3)).loss.backward()
     torch.testing.assert_close(err.grad[:3], plain[:3] + 2 / 3)
     assert not err.grad[3:].any()
-
-
-def test_tdpo_can_leave_out_the_least_noisy_timesteps():
-    policy = ToyPolicy()
-    batch = one_image_two_captions(policy, examples=200)
-    lowest = [
-        TDPO(TDPOConfig(timestep_floor=floor)).draw(context(policy), batch).timesteps.min().item() for floor in (0, 0.4)
-    ]
-    assert lowest[0] < 100
-    assert 400 <= lowest[1] < 450
-    with pytest.raises(UserError, match=r"timestep_floor is 1\.0"):
-        TDPOConfig(timestep_floor=1.0)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
