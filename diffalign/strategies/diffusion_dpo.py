@@ -21,7 +21,8 @@ epsilon is ``(1 - sigma)^2`` times that in velocity.
 
 Departures from the paper, all those of the code: noise is shared in a pair, the weight over timesteps is constant, and
 the number of timesteps is absorbed in beta. A tie counts one half in the accuracy; in the code it counts zero.
-The hinge and IPO heads are those of the diffusers script, whose beta is half of ours.
+The hinge and IPO heads are those of the diffusers script, whose beta is half of ours. Captions stay unless
+``--caption_dropout`` says otherwise; the code drops a fifth of them (0.2).
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ Departures:
 
 - q is a mean over the whole optimizer step and all processes, so that neither accumulation nor the number of processes
   changes the loss. The official code takes it over one micro-batch of all processes: ``reference_scope: micro_batch``.
-- The sampler that draws liked images four times in five, and caption dropout of 0.2, belong to the data options.
+- Every image is seen once an epoch. The official sampler draws liked images four times in five: where they are a share
+  s of the data, ``weight_liked`` 0.8 / s and ``weight_disliked`` 0.2 / (1 - s) weigh the gradients alike in the mean.
+- Captions stay; the official code drops a fifth of them: ``--caption_dropout 0.2``.
 """
 
 from __future__ import annotations

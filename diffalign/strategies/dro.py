@@ -15,8 +15,9 @@ reference exceeds the policy's drift from it and the margin. The same formula se
 network's own output as the target.
 
 Departures: DDIM or Euler in the place of DPM-Solver++; a trajectory ends at the timestep that is asked of it, since
-nothing reads what comes after; trajectories are not kept for a second use. The paper trains on the 500 winners that a
-reward prefers, drops a fifth of the captions and exports a moving average: ``--caption_dropout 0.2 --use_ema true``.
+nothing reads what comes after; trajectories are not kept for a second use, as a larger buffer would: samples of an
+older policy are what ``sampler_steps`` above 1 gives. The paper trains on the 500 winners that a reward prefers, drops
+a fifth of the captions and exports a moving average: ``--caption_dropout 0.2 --use_ema true``.
 """
 
 from __future__ import annotations

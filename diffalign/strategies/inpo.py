@@ -19,6 +19,7 @@ Departures:
   ``official`` does that, for epsilon and v.
 - The policy inverts in eval mode. The official code leaves it in training mode, which adapters with dropout would feel.
 - Each pair has its own t; the official code takes that of the first pair of a micro-batch (of one).
+- Captions stay; the official launcher drops a fifth of them: ``--caption_dropout 0.2``.
 - v and flow are ours: the same inversion and target in their own parameterisation.
 """
 

@@ -12,7 +12,8 @@ No noise is drawn. With D_k and w_k, difference and weight at move k of an image
 
 Which sign is right depends on whose path it is. Along the policy's own, a large D speaks for the policy (sign +1);
 along the reference's it speaks against it (sign -1). The official code takes the reference's path with +1, which moves
-the policy away from the reference on chosen images. All four combinations exist; the default is the official one.
+the policy away from the reference on chosen images. All four combinations exist. The default is the official one: the
+paper does not settle which is meant, and on the bundled world none was significantly better (``docs/leaderboard.md``).
 
 The warm start. D is even in (policy - reference): where the two are equal the gradient is exactly zero, and near it the
 direction of learning comes only from what set them apart. So the first ``warm_start_steps`` train another objective by

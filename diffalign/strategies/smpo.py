@@ -18,7 +18,8 @@ The scores come with the data (``fields["scores"]``: of the chosen and of the re
 PickScore as a cosine, WITHOUT the logit scale of about 100: other scorers need their own range.
 
 Departures: exact level matching, eval mode and a timestep for each pair, as in InPO. Pairs may keep the human order,
-and pairs without scores may count as decided; the official code knows neither. v and flow are ours.
+and pairs without scores may count as decided; the official code knows neither. Captions stay; the
+official launcher drops a fifth of them: ``--caption_dropout 0.2``. v and flow are ours.
 """
 
 from __future__ import annotations
