@@ -40,11 +40,13 @@ class JudgeReward(Reward):
         info: what the number means.
 
     Attributes:
-        unread: answers so far that could not be read, whose score is NaN.
+        answers: scores, or verdicts of duels, so far.
+        unread: those that could not be read. Such a score is NaN; such a duel is a tie.
     """
 
     def __init__(self, transcript: Transcript, info: RewardInfo) -> None:
-        self.transcript, self.info, self.unread = transcript, info, 0
+        self.transcript, self.info = transcript, info
+        self.answers = self.unread = 0
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
         """Score images (batch, 3, height, width) in [0, 1]; see :meth:`score_pictures`."""
@@ -61,6 +63,7 @@ class JudgeReward(Reward):
         """
 
     def _counted(self, scores: Sequence[float]) -> Tensor:
+        self.answers += len(scores)
         self.unread += sum(math.isnan(score) for score in scores)
         return torch.tensor(scores, dtype=torch.float32)
 

@@ -37,18 +37,19 @@ def damped_penalty(penalty: Tensor, disagreement: Tensor, exponent_scale: float 
 
 
 def duel_win_rates(pairs: Tensor, points: Tensor, members: int) -> Tensor:
-    """Share of its duels each member of a group wins (Pref-GRPO, arXiv 2508.20751); a tie is half a win for both.
+    """Share of its duels each member of a group wins (Pref-GRPO, arXiv 2508.20751).
+
+    A tie is half a win for both, and so is a verdict that nobody can read, as in the official code.
 
     Args:
         pairs: (n, 2) int64, who met whom.
-        points: (n,) of the first: 1 it won, 0 the other did, 1/2 a tie; NaN where nobody could tell.
+        points: (n,) of the first: 1 it won, 0 the other did, 1/2 a tie; NaN where nobody can tell.
         members: of the group.
 
     Returns:
-        (members,) in [0, 1]; 1/2 for a member without a duel that counts.
+        (members,) in [0, 1]; 1/2 for a member without a duel.
     """
-    told = ~points.isnan()
-    pairs, points = pairs[told], points[told]
+    points = points.nan_to_num(nan=0.5)
     both = torch.stack([points, 1 - points], dim=1).flatten()
     wins = points.new_zeros(members).index_add_(0, pairs.flatten(), both)
     duels = torch.bincount(pairs.flatten(), minlength=members).to(points)

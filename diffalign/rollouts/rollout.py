@@ -20,6 +20,7 @@ from diffalign.diffusion.base import NoiseProcess
 from diffalign.diffusion.random import derive_seed
 from diffalign.errors import UserError
 from diffalign.rewards.combine import Normalised
+from diffalign.rewards.judges import JudgeReward
 from diffalign.rollouts.judged import Judged, exchange
 from diffalign.rollouts.scoring import RewardFailed, RolloutScorer, Scored
 from diffalign.rollouts.steps import NoiseSchedule, StochasticSteps
@@ -100,6 +101,7 @@ class Rollout:
         judged: rewards of all processes.
         names: of the rewards.
         weights: factor of each reward in their sum.
+        unread: share of the answers of judges so far that could not be read; None where no reward asks.
     """
 
     trajectories: Trajectories | None
@@ -107,6 +109,7 @@ class Rollout:
     judged: Judged
     names: tuple[str, ...]
     weights: tuple[float, ...]
+    unread: float | None = None
 
     @property
     def rewards(self) -> Tensor:
@@ -127,6 +130,7 @@ class Rollout:
             "reward_std": float(kept.std(correction=0)),
             "flat_groups": float((low == high).float().mean()),
             "failed_images": float((~judged.valid).sum()),
+            **({} if self.unread is None else {"unread_answers": self.unread}),
             **{f"reward/{name}": value for name, value in zip(self.names, parts, strict=False)},
         }
 
@@ -194,7 +198,17 @@ class Rollouts:
             judged,
             tuple(ctx.rewards) if known is None else ("labels",),
             tuple(ctx.reward.weights.values()) if known is None else (1.0,),
+            self._unread(ctx),
         )
+
+    def _unread(self, ctx: Context) -> float | None:
+        """Share of the answers of judges that could not be read, over all processes, since they were opened."""
+        judges = [scorer.reward for scorer in self._scorers if isinstance(scorer.reward, JudgeReward)]
+        if not judges:
+            return None
+        counts = torch.tensor([[judge.unread, judge.answers] for judge in judges], dtype=torch.float32).sum(0)
+        unread, answers = ctx.reduce(counts.to(ctx.device)).tolist()
+        return float(unread) / max(1.0, answers)
 
     def _sample(self, ctx: Context, batches: Sequence[ImageBatch], judge: bool) -> tuple[Trajectories, Tensor, Tensor]:
         """Return trajectories, rewards (rows, R) and where they are valid (rows,), in block order.

@@ -31,6 +31,7 @@ GLOSSARY: dict[str, str] = {
     "reward_std": "deviation of the reward over the images of the rollout",
     "flat_groups": "share of captions whose images all have the same reward: they teach nothing",
     "failed_images": "images of the rollout on which a reward failed",
+    "unread_answers": "share of the answers of judges so far that could not be read",
     "seconds": "time of training so far, without validation and checkpoints; goes on over a resume",
     "images": "images sampled for training so far, by all processes",
     "active_images": "share of the rollout's images that are replayed; the others have no advantage",

