@@ -78,6 +78,10 @@ class NoiseProcess(ABC):
             UserError: if the number of steps does not fit the process.
         """
 
+    def at_resolution(self, image_tokens: int) -> NoiseProcess:
+        """Return the process for images of a number of tokens: this one, unless its sampler depends on it."""
+        return self
+
     def grid_through(self, timesteps: Sequence[float] | Tensor) -> Grid:
         """Return the moves through given descending timesteps, ending at exactly no noise (few-step, distilled models).
 

@@ -69,7 +69,7 @@ def generate_latents(
 ) -> Tensor:
     """Sample the latents of one image for each caption, (n, channels, ...); arguments as of :func:`generate`."""
     height, width = resolution or policy.default_resolution
-    shape = policy.latent_shape(height, width)
+    shape, process = policy.latent_shape(height, width), policy.process_for(height, width)
     parts = []
     with policy.inference():
         for start in range(0, len(prompts), batch_size):
@@ -82,7 +82,7 @@ def generate_latents(
             else:
                 longer = policy.with_size(policy.encode_prompts(expanded[chunk]), {"original_size": (height, width)})
                 predict = centred(policy.predict, condition, longer, null, guidance_scale, expanded_weight)
-            parts.append(sample(predict, policy.process, noise, num_steps))
+            parts.append(sample(predict, process, noise, num_steps))
     return torch.cat(parts)
 
 

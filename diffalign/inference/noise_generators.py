@@ -94,7 +94,7 @@ class PolicyGenerator(NoiseGenerator):
         size = torch.tensor([self._size] * len(self.prompts))
         sizes = {"original_size": size, "target_size": size}
         self._condition = policy.with_size(policy.encode_prompts(self.prompts), sizes)
-        process = policy.process
+        process = policy.process_for(*self._size)
         self._grid = (
             process.grid_through(sampling.timesteps)
             if sampling.timesteps

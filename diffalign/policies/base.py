@@ -123,6 +123,10 @@ class Policy(BasePolicy):
         (null,) = self._empty_caption
         return Condition({name: value.expand(rows, *value.shape[1:]) for name, value in null.tensors.items()})
 
+    def process_for(self, height: int, width: int) -> NoiseProcess:
+        """Return the process for images of a size in pixels, on which samplers of some models depend."""
+        return self.process
+
     @abstractmethod
     def predict(self, latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         """Evaluate the denoiser, one row each, no guidance.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from diffalign.batch import Condition
+from diffalign.diffusion.base import NoiseProcess
+from diffalign.diffusion.flow import SigmaSpacing
 from diffalign.diffusion.process import process_from_scheduler
 from diffalign.errors import UserError
 from diffalign.policies.adapters import DEFAULT_ADAPTER
@@ -37,6 +40,8 @@ class PipelinePolicy(Policy):
     """Name of the pipeline's part that is trained, also the prefix of its weights in LoRA files."""
     load_options: ClassVar[Mapping[str, Any]] = {}
     """Further arguments of ``from_pretrained`` for this family."""
+    sigma_spacing: ClassVar[SigmaSpacing | None] = None
+    """How a flow model's pipeline spaces its levels with a flow-matching scheduler, which does not say."""
 
     def __init__(self, pipeline: Any, source: Mapping[str, Any] | None = None) -> None:
         self._pipeline = pipeline
@@ -44,8 +49,12 @@ class PipelinePolicy(Policy):
             part.requires_grad_(False).eval()
         self._source = dict(source or {})
         self.codec = LatentCodec(pipeline.vae, pipeline.vae_scale_factor)
-        super().__init__(getattr(pipeline, self.denoiser), process_from_scheduler(pipeline.scheduler))
+        scheduler = pipeline.scheduler
+        spacing = None if scheduler.config.get("use_flow_sigmas") else self.sigma_spacing
+        process = process_from_scheduler(scheduler, sigma_spacing=spacing)
+        super().__init__(getattr(pipeline, self.denoiser), process)
         self._check_inputs()
+        self.process = self.process_for(*self.default_resolution)
 
     @property
     def config(self) -> Any:
@@ -91,6 +100,15 @@ class PipelinePolicy(Policy):
     def size_multiple(self) -> int:
         """Number that height and width in pixels must be multiples of."""
         return self.codec.downsampling
+
+    @property
+    def usual_sampling(self) -> tuple[int, float]:
+        """Steps and guidance scale of the stock pipeline, where it is not told otherwise."""
+        defaults = inspect.signature(type(self._pipeline).__call__).parameters
+        return defaults["num_inference_steps"].default, defaults["guidance_scale"].default
+
+    def process_for(self, height: int, width: int) -> NoiseProcess:
+        return self.process.at_resolution((height // self.size_multiple) * (width // self.size_multiple))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         if height <= 0 or width <= 0 or height % self.size_multiple or width % self.size_multiple:

@@ -27,6 +27,7 @@ class SD3Policy(PipelinePolicy):
 
     pipelines = ("StableDiffusion3Pipeline",)
     denoiser = "transformer"
+    sigma_spacing = "table"
 
     def __init__(self, pipeline: Any, source: Mapping[str, Any] | None = None) -> None:
         super().__init__(pipeline, source)

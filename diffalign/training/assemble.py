@@ -89,12 +89,14 @@ def build_run(
         refuse_unless_shardable(strategy.spec, config)
     console = (console or Console()) if processes.is_main else None
     plan = plan_batches(config.optim, processes.world_size)
-    run = config.run
-    folder = processes.exchange(choose_folder(run.output_dir, config.method, run.resume_from_checkpoint))[0]
+    wanted = choose_folder(config.run.output_dir, config.method, config.run.resume_from_checkpoint)
+    folder = processes.exchange(wanted)[0]
     rate, rate_line = scaled_learning_rate(config.optim, plan.global_batch)
 
     domain = domain_of(strategy.spec.modality)
-    ctx = _context(domain, strategy.spec, config, processes, rewards or {})
+    policy, config = _policy(domain, config, processes)
+    run = config.run
+    ctx = _context(domain, policy, strategy.spec, config, processes, rewards or {})
     ctx.folder, ctx.global_batch = folder, plan.global_batch
     strategy.build(ctx)
     named = (config.data.prompts or config.data.dataset_name) if dataset is None else dataset
@@ -134,13 +136,24 @@ def build_run(
     )
 
 
-def _context(
-    domain: Domain, spec: Spec, config: TrainConfig, processes: Processes, given: Mapping[str, Any]
-) -> Context:
-    """Load the policy, make it trainable, and put together what the strategy sees."""
+def _policy(domain: Domain, config: TrainConfig, processes: Processes) -> tuple[BasePolicy, TrainConfig]:
+    """Load the policy, and complete the run by what it leaves to the model."""
     frozen_dtype = AUTOCAST[config.optim.mixed_precision] or torch.float32
     with processes.main_first():  # downloads happen once
         policy = domain.load_policy(config.model, frozen_dtype, processes.device)
+    return policy, domain.completed(config, policy)
+
+
+def _context(
+    domain: Domain,
+    policy: BasePolicy,
+    spec: Spec,
+    config: TrainConfig,
+    processes: Processes,
+    given: Mapping[str, Any],
+) -> Context:
+    """Load the rewards, make the policy trainable, and put together what the strategy sees."""
+    with processes.main_first():
         specs = parse_rewards(config.reward.rewards) if spec.needs_reward else []
         rewards = domain.load_rewards(specs, processes.device, given) if specs else {}
     _check_rewards(rewards, spec, config)

@@ -20,7 +20,7 @@ class ModelOptions:
         revision: revision on the hub.
         variant: weight file variant, for example "fp16".
         train_mode: adapters on a frozen base, or all weights of the denoiser with a frozen copy as reference.
-        rank: rank of the LoRA adapters.
+        rank: rank of the LoRA adapters. 16: ours (diffusers' commands for Diffusion-DPO: 8).
         lora_alpha: LoRA scale numerator; 0 means equal to the rank (scale 1).
         lora_dropout: dropout inside the adapters; not for methods that replay their own samples.
         lora_targets: module name suffixes that adapters attach to; empty for the family's own.
@@ -133,19 +133,20 @@ class OptimOptions:
             less memory and one more forward pass; the gradient stays exact.
         max_train_steps: optimizer steps; 0 derives them from the epochs.
         num_train_epochs: passes over the data when no number of steps is given.
-        learning_rate: the rate that is used, after ``scale_lr`` if a rule is named.
+        learning_rate: the rate that is used, after ``scale_lr`` if a rule is named. 1e-5: diffusers' commands for
+            Diffusion-DPO with LoRA.
         scale_lr: rule that multiplies the rate by the global batch or its root; "none" leaves it.
         lr_scheduler: shape of the rate over the run.
         lr_warmup_steps: optimizer steps of linear warm-up.
         optimizer: optimizer by name; adamw8bit needs the quant extra.
         sgd_momentum: Nesterov momentum of sgd.
-        adam_beta1: first moment decay.
+        adam_beta1: first moment decay. This and the next four: diffusers' training scripts.
         adam_beta2: second moment decay.
         adam_epsilon: added to the denominator.
         adam_weight_decay: decoupled weight decay.
         max_grad_norm: clip the global gradient norm; 0 switches clipping off.
         use_ema: keep an exponential moving average of the trained weights and export that.
-        ema_decay: its decay a step.
+        ema_decay: its decay a step. 0.999: ours, for runs of thousands of steps.
         mixed_precision: autocast type, and type of frozen weights; where it is not given, what ``accelerate launch
             --mixed_precision`` says.
         seed: the run's seed.
@@ -196,17 +197,20 @@ class RunOptions:
             empty for the data set's own.
         validation_steps: draw the grid every so many steps; 0 only at start and end.
         num_validation_images: how many of them.
-        num_inference_steps: sampling steps for validation and evaluation.
-        guidance_scale: guidance for validation and evaluation.
+        num_inference_steps: sampling steps for validation and evaluation; 0 for those of the model's pipeline in
+            diffusers (50 for SD1.x and SDXL, 28 for SD3).
+        guidance_scale: guidance for validation and evaluation, 1 for none; 0 for that of the model's pipeline in
+            diffusers (7.5 for SD1.x, 5 for SDXL, 7 for SD3).
         evaluation_prompts: held-out captions scored before and after the run, where the data set has a verifier or
             proxy reward; 0 switches it off.
         early_stop_reward: reward that watches the run and is not trained on, ``NAME[@SOURCE]`` (``docs/rewards.md``);
             judged every ``validation_steps`` on held-out captions, or on the validation prompts where there are none.
         early_stop_patience: end the run after so many validations in a row without a new best of that reward, and keep
             the weights of the best.
-        guard_patience: stop after so many consecutive steps with a zero or non-finite loss or gradient.
-        spike_factor: skip a step whose gradient norm exceeds this multiple of its running median; 0 never skips.
-        max_skipped_steps: stop, with advice, after so many skipped steps.
+        guard_patience: stop after so many consecutive steps with a zero or non-finite loss or gradient. 3: ours.
+        spike_factor: skip a step whose gradient norm exceeds this multiple of its running median; 0 never skips. 20:
+            ours.
+        max_skipped_steps: stop, with advice, after so many skipped steps. 10: ours.
         dry_run: resolve everything, estimate memory, print, train nothing.
     """
 
@@ -219,8 +223,8 @@ class RunOptions:
     validation_prompts: list[str] = field(default_factory=list)
     validation_steps: int = 0
     num_validation_images: int = 8
-    num_inference_steps: int = 15
-    guidance_scale: float = 5.0
+    num_inference_steps: int = 0
+    guidance_scale: float = 0.0
     evaluation_prompts: int = 0
     early_stop_reward: str = ""
     early_stop_patience: int = 3

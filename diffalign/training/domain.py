@@ -64,6 +64,10 @@ class Domain(ABC):
             device: where all go.
         """
 
+    def completed(self, config: TrainConfig, policy: Any) -> TrainConfig:
+        """Return the run with what it leaves to the model, and tell the model what the run makes of it."""
+        return config
+
     def load_rewards(
         self, specs: Sequence[RewardSpec], device: torch.device, given: Mapping[str, Any]
     ) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from diffalign.errors import UserError
 from diffalign.evaluation.evaluator import ImageEvaluator
 from diffalign.policies.adapters import START_ADAPTER
 from diffalign.policies.base import Policy
+from diffalign.policies.components import PipelinePolicy
 from diffalign.policies.loading import load_adapter, load_policy
 from diffalign.rewards.base import Reward
 from diffalign.rewards.compose import RewardSpec, load_parts
@@ -60,6 +62,14 @@ class ImageDomain(Domain):
         if options.start_adapter:
             load_adapter(policy, options.start_adapter, START_ADAPTER)  # type: ignore[arg-type]
         return policy
+
+    def completed(self, config: TrainConfig, policy: PipelinePolicy) -> TrainConfig:
+        side, run = config.data.resolution, config.run
+        if side:
+            policy.process = policy.process_for(side, side)
+        steps, guidance = policy.usual_sampling
+        steps, guidance = run.num_inference_steps or steps, run.guidance_scale or guidance
+        return replace(config, run=replace(run, num_inference_steps=steps, guidance_scale=guidance))
 
     def load_rewards(
         self, specs: Sequence[RewardSpec], device: torch.device, given: Mapping[str, Reward]

@@ -14,6 +14,7 @@ from diffalign.diffusion.sampling import sample
 from diffalign.errors import UserError
 from diffalign.policies import codec, components
 from diffalign.policies.components import PipelinePolicy
+from diffalign.policies.sd3 import SD3Policy
 from diffalign.policies.unet import SDXLPolicy, UNetPolicy, time_ids
 from tests.factories import tiny_pipeline, tiny_policy
 
@@ -34,6 +35,26 @@ def our_sample(policy: PipelinePolicy, noise: Tensor, sizes: dict[str, Any] | No
         condition = policy.with_size(condition, sizes)
     with policy.inference():
         return sample(guided(policy.predict, condition, policy.null_condition(3), 3.0), policy.process, noise, 4)
+
+
+@pytest.mark.parametrize("side", [8, 12])
+def test_samples_agree_where_levels_shift_with_the_size_of_the_image(side: int) -> None:
+    def pipeline() -> Any:
+        made = tiny_pipeline("sd3")
+        tokens = {"base_image_seq_len": 4, "max_image_seq_len": 64}
+        made.scheduler = type(made.scheduler).from_config(made.scheduler.config, use_dynamic_shifting=True, **tokens)
+        return made
+
+    policy, noise = SD3Policy(pipeline()), torch.randn(3, 4, side, side, generator=torch.Generator().manual_seed(0))
+    pixels = side * policy.codec.downsampling
+    policy.process = policy.process_for(pixels, pixels)
+    expected = stock_sample(pipeline(), noise, height=pixels, width=pixels)
+    torch.testing.assert_close(our_sample(policy, noise), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "steps", "guidance"), [("sd", 50, 7.5), ("sdxl", 50, 5.0), ("sd3", 28, 7.0)])
+def test_each_family_is_sampled_as_its_pipeline_unless_told_otherwise(family: str, steps: int, guidance: float) -> None:
+    assert tiny_policy(family).usual_sampling == (steps, guidance)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

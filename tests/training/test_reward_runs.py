@@ -92,6 +92,7 @@ def test_rewards_and_callbacks_that_only_python_can_give(world: dict[str, str], 
     recorded = yaml.safe_load((result.folder / "config.yaml").read_text())["rewards"]
     assert recorded == f"redness@(python {__name__}.redness):0.5,tiny-pickscore:0.1"
     assert {"reward", "loss"} <= result.metrics.keys()
+    assert yaml.safe_load((result.folder / "config.yaml").read_text())["guidance_scale"] == 7.5  # diffusers' for SD1.x
     with pytest.raises(UserError, match=r"'redness' was a Python object.*rewards=\{'redness'"):
         train(rewards=recorded, resume_from_checkpoint="latest")
 
