@@ -6,23 +6,19 @@ A reference is the *start* of training: the base where training starts from it, 
 from __future__ import annotations
 
 import copy
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from diffalign.errors import UserError
 from diffalign.policies.adapters import DEFAULT_ADAPTER, START_ADAPTER, LoraSettings
 from diffalign.policies.base import BasePolicy
-from diffalign.policies.saving import write_safetensors
 
 Compute = Callable[..., Tensor]
 """Takes a policy and returns (rows, K)."""
@@ -144,23 +140,6 @@ class FrozenCopy(Reference):
             return compute(self._policy)
 
 
-@dataclass(frozen=True)
-class CacheScope:
-    """All that changes a cached value besides its key (which names example, draw, image and resolution).
-
-    Args:
-        reference: identity of the reference, hence of its weights and their type.
-        objective: noise process and weighting of the error, as text.
-        autocast: type of mixed precision, or "no".
-        attention_backend: attention kernels.
-    """
-
-    reference: str
-    objective: str = ""
-    autocast: str = "no"
-    attention_backend: str = "sdpa"
-
-
 class CachedReference(Reference):
     """Remembers the values of another reference by key, in memory: less than 1 kB for a row of one value.
 
@@ -223,35 +202,6 @@ class CachedReference(Reference):
     def _packed(self, keys: list[str]) -> dict[str, Any]:
         values = pad_sequence([self._values[key] for key in keys], batch_first=True) if keys else torch.empty(0)
         return {"keys": keys, "values": values}
-
-    def save(self, path: Path, scope: CacheScope) -> None:
-        """Write all values to a safetensors file, under a temporary name first.
-
-        Raises:
-            UserError: if it cannot be written.
-        """
-        header = {"keys": json.dumps(list(self._values)), "scope": json.dumps(asdict(scope))}
-        values = {"values": pad_sequence(list(self._values.values()), batch_first=True)} if self._values else {}
-        write_safetensors(path, values, header)
-
-    def load(self, path: Path, scope: CacheScope) -> None:
-        """Add the values of a file.
-
-        Raises:
-            UserError: if the file is damaged or was made under another scope.
-        """
-        try:
-            with safe_open(path, "pt") as file:
-                header = file.metadata()
-                values = file.get_tensor("values") if "values" in file.keys() else torch.empty(0)  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot read the reference cache {path}: {error}") from error
-        stored, wanted = json.loads(header["scope"]), asdict(scope)
-        differing = [name for name in wanted if stored.get(name) != wanted[name]]
-        if differing:
-            shown = ", ".join(f"{name} {stored.get(name)!r} instead of {wanted[name]!r}" for name in differing)
-            raise UserError(f"the reference cache {path} was made for {shown}: remove it, or name another file")
-        self._values.update(zip(json.loads(header["keys"]), values, strict=True))
 
 
 def start_lora(policy: BasePolicy, settings: LoraSettings | None = None, seed: int = 0) -> Reference:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-from pathlib import Path
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,13 +12,11 @@ from torch import Tensor
 
 from diffalign.batch import ImageBatch
 from diffalign.data.loader import ExampleLoader, LoaderOptions, MicroBatch, Position
-from diffalign.errors import UserError
 from diffalign.policies.adapters import LoraSettings
 from diffalign.policies.base import Policy
 from diffalign.references import (
     AdaptersOff,
     CachedReference,
-    CacheScope,
     FrozenCopy,
     NamedAdapter,
     _move_traffic,
@@ -32,8 +29,6 @@ from diffalign.strategies.registry import get_method
 from diffalign.training.update import GradientPass
 from tests.factories import ToyPolicy, image_batch, tiny_policy
 from tests.meeting import Meeting, meet
-
-SCOPE = CacheScope("base:0", "epsilon")
 
 
 def errors(policy: Policy, batch: ImageBatch) -> Tensor:
@@ -270,44 +265,3 @@ class TestCache:
             assert sorted(known) == sorted(first)
             assert all(torch.equal(known[key], value) for key, value in first.items())
         assert len(first) == 20
-
-    def test_round_trip_on_disk(self, tmp_path: Path) -> None:
-        policy = ToyPolicy()
-        batch = image_batch(policy)
-        keys = ["a", "b", "c", "d"]
-        cache = CachedReference(AdaptersOff(policy))
-        values = cache.evaluate(lambda p: errors(p, batch), keys)
-        cache.save(tmp_path / "deep" / "cache.safetensors", SCOPE)
-        inner = Counting(policy)
-        other = CachedReference(inner)
-        other.load(tmp_path / "deep" / "cache.safetensors", SCOPE)
-        assert torch.equal(other.evaluate(lambda p: errors(p, batch), keys), values)
-        assert inner.calls == 0
-        assert len(other) == 4
-        assert [path.name for path in (tmp_path / "deep").iterdir()] == ["cache.safetensors"]
-
-    def test_empty_and_damaged_files(self, tmp_path: Path) -> None:
-        cache = CachedReference(AdaptersOff(ToyPolicy()))
-        cache.save(tmp_path / "empty.safetensors", SCOPE)
-        cache.load(tmp_path / "empty.safetensors", SCOPE)
-        assert len(cache) == 0
-        (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
-        with pytest.raises(UserError, match="cannot read the reference cache"):
-            cache.load(tmp_path / "bad.safetensors", SCOPE)
-        with pytest.raises(UserError, match="cannot write"):
-            cache.save(tmp_path / "bad.safetensors" / "x", SCOPE)
-
-    def test_scope_holds_just_these_fields(self) -> None:
-        assert [field.name for field in fields(CacheScope)] == [
-            "reference",
-            "objective",
-            "autocast",
-            "attention_backend",
-        ]
-
-    @pytest.mark.parametrize("field", [field.name for field in fields(CacheScope)])
-    def test_other_scope_is_refused(self, field: str, tmp_path: Path) -> None:
-        cache = CachedReference(AdaptersOff(ToyPolicy()))
-        cache.save(tmp_path / "cache.safetensors", SCOPE)
-        with pytest.raises(UserError, match=field):
-            cache.load(tmp_path / "cache.safetensors", replace(SCOPE, **{field: "another"}))

@@ -86,11 +86,6 @@ class AdapterBank:
         self._require(name)
         return self._settings[name]
 
-    def is_trainable(self, name: str) -> bool:
-        """Say whether an adapter was added to be trained."""
-        self._require(name)
-        return self._trainable[name]
-
     def add(self, name: str, settings: LoraSettings | None = None, trainable: bool = True, seed: int = 0) -> None:
         """Attach a new adapter that leaves the network's function as it is; the first one becomes active.
 
@@ -184,10 +179,6 @@ class AdapterBank:
     def parameters(self, name: str = DEFAULT_ADAPTER) -> list[nn.Parameter]:
         """Return an adapter's weights, in the network's module order."""
         return list(self._named_parameters(name).values())
-
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """Return the weights of all trainable adapters."""
-        return [p for name in self.names if self._trainable[name] for p in self.parameters(name)]
 
     def state_dict(self, name: str = DEFAULT_ADAPTER) -> dict[str, Tensor]:
         """Return an adapter's weights under peft's names without the adapter's: ``PATH.lora_A.weight``; no copies."""

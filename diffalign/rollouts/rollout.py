@@ -261,6 +261,11 @@ class Rollouts:
             if name in self._running:
                 rewards[valid, column] = self._running[name].normalise(rewards[valid, column])
 
+    def close(self) -> None:
+        """End the scorers' threads."""
+        for scorer in self._scorers:
+            scorer.close()
+
     def state_dict(self) -> dict[str, Any]:
         """Running statistics of rewards."""
         return {"rewards": {name: r.state_dict() for name, r in self._running.items()}} if self._running else {}

@@ -42,14 +42,12 @@ class RolloutScorer:
     Args:
         reward: the judge.
         folder: where the image of a failure is saved.
-        on_failure: "stop" raises; "skip" leaves the image out and counts it.
-        failures: images left out so far.
+        on_failure: "stop" raises; "skip" leaves the image out.
     """
 
     reward: Reward
     folder: Path
     on_failure: OnFailure = "stop"
-    failures: int = 0
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1), repr=False)
 
     def submit(
@@ -97,13 +95,12 @@ class RolloutScorer:
                     f"reward {self.reward.info.name!r} {problem} for {prompts[row]!r} with seed {int(seeds[row])}; the "
                     f"image is {path}: mend the reward, or leave such images out by skipping failures"
                 )
-            self.failures += 1
             valid[row] = False
         return Scored(torch.where(valid, rewards, torch.zeros_like(rewards)), valid)
 
     def close(self) -> None:
-        """End the thread."""
-        self._pool.shutdown()
+        """End the thread; what waits to be scored is dropped."""
+        self._pool.shutdown(cancel_futures=True)
 
     def _one_by_one(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None

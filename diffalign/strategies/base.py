@@ -19,7 +19,7 @@ backward of ``sum(c * terms)`` a piece: the memory of one piece, the exact gradi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -355,7 +355,5 @@ class Strategy(ABC):
     def export(self, ctx: Context, folder: Path) -> None:  # noqa: B027 - an optional hook
         """Write results other than the policy's weights into the run folder."""
 
-    def iter_own_parameters(self) -> Iterator[torch.nn.Parameter]:
-        """Yield the parameters of all groups."""
-        for group in self.parameters():
-            yield from group.parameters
+    def close(self) -> None:  # noqa: B027 - an optional hook
+        """Let go of threads and files when the run ends, however it ends."""

@@ -30,7 +30,7 @@ flow. Gradients are exact whatever ``moves_per_piece``, at the price of one more
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -142,15 +142,18 @@ class InversionDPO(PairStrategy):
             size = max(1, min(size, ctx.max_rows // branches))
         pieces = [Piece(rows=slice(start, min(start + size, total))) for start in range(0, total, size)]
         if draws.noised is not None:
-            pieces += [replace(p, columns=1) for p in self._sft.pieces(ctx, draws.batch, draws.noised)]
+            rows = len(draws.noised.latents)
+            size = ctx.max_rows or rows
+            pieces += [Piece(rows=slice(total + i, total + min(i + size, rows))) for i in range(0, rows, size)]
         return pieces
 
     def frozen(self, ctx: Context, batch: ImageBatch, draws: Draws, piece: Piece) -> Mapping[str, Tensor]:
         """Weights along the paths; in the warm start what its objective asks."""
         if draws.path is None:
             return self._warm.frozen(ctx, draws.batch, draws.noised, piece)
-        if piece.columns == 1:
-            images = draws.batch.latents[piece.rows or slice(None)]
+        supervised = _supervised(draws, piece)
+        if supervised is not None:
+            images = draws.batch.latents[supervised.rows]
             return {"path_weight": torch.zeros(len(images), 1, device=images.device)}
         return self._kernel.frozen(ctx, batch, draws.path, piece)
 
@@ -158,8 +161,9 @@ class InversionDPO(PairStrategy):
         """D along the paths, (rows, 1); in the warm start, and for ``sft_weight``, errors at noised images."""
         if draws.path is None:
             return self._warm.terms(ctx, draws.batch, draws.noised, piece)
-        if piece.columns == 1:
-            return self._sft.terms(ctx, draws.batch, draws.noised, piece)
+        supervised = _supervised(draws, piece)
+        if supervised is not None:
+            return self._sft.terms(ctx, draws.batch, draws.noised, supervised)
         return self._kernel.terms(ctx, batch, draws.path, piece)
 
     def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
@@ -182,3 +186,12 @@ class InversionDPO(PairStrategy):
             "warm_start": warm - 1,
         }
         return LossOutput(output.loss, {**output.metrics, **metrics})
+
+
+def _supervised(draws: Draws, piece: Piece) -> Piece | None:
+    """Return a piece as one of the chosen images' own rows, which follow the paths'; None if it is of a path."""
+    assert draws.path is not None
+    first = len(draws.path.latents)
+    if piece.rows is None or piece.rows.start < first:
+        return None
+    return Piece(rows=slice(piece.rows.start - first, piece.rows.stop - first))

@@ -183,6 +183,10 @@ class FromRollouts(Strategy):
         """What rewards remember of images."""
         return self._rollouts.state_dict()
 
+    def close(self) -> None:
+        """End the scorers' threads."""
+        self._rollouts.close()
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         if odd := state.keys() - {"rewards"}:

@@ -166,6 +166,7 @@ class Trainer:
             self._save()
             raise RunStopped(f"{stopped} (the weights it ended with are in {self._folder.checkpoints})") from stopped
         finally:
+            self.strategy.close()
             for tracker in trackers:
                 tracker.close()
         self._say(self._farewell(stop.signal))

@@ -108,7 +108,6 @@ def test_failing_rewards_stop_with_the_image_or_skip_it(reward: Brightness, tmp_
     scored = scorer.submit(images, PROMPTS, seeds).result()
     scorer.close()
     assert scored.valid.tolist() == [True, False, True]
-    assert scorer.failures == 1
     torch.testing.assert_close(scored.rewards[[0, 2]], images[[0, 2]].flatten(1).mean(1))
 
 

@@ -72,7 +72,7 @@ def gradient(method: str, splits: list[list[int]], max_rows: int = 0, **constant
     encoder = TextEncoder(policy)
     examples = [TextExample(str(i), row["prompt"], (row["chosen"], row["rejected"])) for i, row in enumerate(ROWS)]
     batches = [encoder(MicroBatch(tuple(examples[i] for i in part), torch.tensor(part))) for part in splits]
-    parameters = policy.adapters.trainable_parameters()
+    parameters = policy.adapters.parameters("default")
     GradientPass(strategy, ctx, parameters, Processes())(Update(batches))
     return [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
 
