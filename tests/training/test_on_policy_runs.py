@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,9 @@ def test_a_reward_that_fails_stops_the_run_or_is_counted(
         train(model, prompts, tmp_path / "stop")
     saved = list((tmp_path / "stop" / "failures").glob("seed-*.json"))
     assert json.loads(saved[0].read_text())["prompt"] == "a c"
+    threads = set(threading.enumerate())
     train(model, prompts, tmp_path / "skip", on_reward_failure="skip")
+    assert not {thread.name for thread in set(threading.enumerate()) - threads if "Pool" in thread.name}
     lines = curve(tmp_path / "skip")
     assert sorted({line["failed_images"] for line in lines}) == [0.0, 2.0]
     assert all(line["reward"] > 0 for line in lines)
