@@ -36,21 +36,27 @@ class OnPolicy:
         options: of its config, besides :data:`SMALL`.
         learning_rate: at which a few rollouts on the toy policy raise the reward.
         to_learn: options for that, where the others are too small to learn by.
+        reference: the reference is asked beside every pass with a graph.
+        coupled: the loss couples all steps of a caption: where they take several passes, all are made twice.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
     learning_rate: float = 0.05
     to_learn: dict[str, Any] = field(default_factory=dict)
+    reference: bool = False
+    coupled: bool = False
 
 
 ON_POLICY = {
-    "d3po": OnPolicy({"updates_per_rollout": 2, "ratio_clip": 0.5, "beta": 5.0, "compare": "sum"}, learning_rate=0.02),
+    "d3po": OnPolicy(
+        {"updates_per_rollout": 2, "ratio_clip": 0.5, "beta": 5.0, "compare": "sum"}, learning_rate=0.02, reference=True
+    ),
     "ddpo": OnPolicy({"clip_range": 0.2, "advantage": "group"}),
-    "flow_grpo": OnPolicy({"clip_range": 0.2, "detach_unconditional": False}),
+    "flow_grpo": OnPolicy({"clip_range": 0.2, "detach_unconditional": False}, reference=True),
     "parrot": OnPolicy(
         {"clip_range": 0.2, "identifiers": False}, to_learn={"images_per_prompt": 16, "rollout_batch_size": 64}
     ),
-    "prdp": OnPolicy({"beta": 0.1, "step_clip": 0.5}, learning_rate=0.02),
+    "prdp": OnPolicy({"beta": 0.1, "step_clip": 0.5}, learning_rate=0.02, reference=True, coupled=True),
     "pref_grpo": OnPolicy({"clip_range": 0.2}),
 }
 

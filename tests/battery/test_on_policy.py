@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from threading import Barrier, Thread
 
@@ -33,6 +34,25 @@ def test_images_of_a_rollout_are_counted(name: str) -> None:
     policy = CountingPolicy()
     strategy, ctx, _ = first_update(name, policy)
     assert ctx.progress.images == 3 * strategy.config.images_per_prompt
+
+
+@every_method
+@pytest.mark.parametrize(("sampled_at_once", "size"), [(100, 1000), (4, 1000), (100, 3)])
+def test_number_of_denoiser_calls(name: str, sampled_at_once: int, size: int) -> None:
+    """Sampling asks once a step and batch of images; an update once a pass, whatever guidance does inside one."""
+    policy, described = CountingPolicy(delta=MOVED), ON_POLICY[name]
+    options = {"rollout_batch_size": sampled_at_once, "transitions_per_pass": size}
+    strategy, ctx, update = first_update(name, policy, **options)
+    assert policy.calls == {"policy": 4 * (1 if sampled_at_once == 100 else 3)}
+    policy.calls.clear()
+    gradient(strategy, ctx, update, [policy.trained])
+    rows = [len(batch.transitions.steps) for batch in update.micro_batches]
+    per_pass = size // 2 * 2 if name == "d3po" else size  # pairs stay together
+    passes = sum(math.ceil(count / per_pass) for count in rows)
+    expected = {"trained": passes}
+    expected |= {"reference": passes} if described.reference else {}
+    expected |= {"policy": passes} if described.coupled and max(rows) > size else {}
+    assert policy.calls == expected
 
 
 @every_process

@@ -15,8 +15,11 @@ import diffalign
 from diffalign.errors import UserError
 from diffalign.strategies.base import Context
 from diffalign.strategies.reno import ReNO, ReNOConfig
+from diffalign.training.processes import Processes
 from diffalign.training.trackers import METRICS_FILE
-from tests.factories import save_tiny, tiny_policy
+from diffalign.training.update import GradientPass
+from tests.battery.methods import CountingPolicy, batch_for
+from tests.factories import Ripples, save_tiny, tiny_policy
 
 CAPTIONS = ["a red cube", "a cat", "two birds", "a b"]
 ITERATIONS = 4
@@ -84,6 +87,23 @@ def test_the_loop_makes_the_search_of_the_python_call(
         assert got["history"]["total"] == pytest.approx(expected.history["total"], rel=1e-4)
         assert got["iteration"] == expected.iteration
         torch.testing.assert_close(got["noise"], expected.noise, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("max_rows", "passes"), [(0, 1), (1, 3)])
+def test_number_of_denoiser_calls(max_rows: int, passes: int) -> None:
+    """A live step is computed once more in backward; where captions take several passes, all are made once before."""
+    policy, steps = CountingPolicy(), 2
+    expected = {"trained": 2 * steps * passes, **({"policy": steps * passes} if passes > 1 else {})}
+    ctx = Context(policy, rewards={"ripples": Ripples()}, global_batch=3, max_rows=max_rows)
+    strategy = ReNO(ReNOConfig(iterations=2, rollout_steps=steps))
+    strategy.build(ctx)
+    parameters = [noise for group in strategy.parameters() for noise in group.parameters]
+    updates = strategy.collect(ctx, [batch_for("alignprop", policy, examples=3)])
+    for _ in range(2):
+        update = next(updates)
+        policy.calls.clear()
+        GradientPass(strategy, ctx, parameters, Processes())(update)
+        assert policy.calls == expected
 
 
 def test_a_resumed_run_finds_the_same(world: dict[str, str], tmp_path: Path) -> None:
