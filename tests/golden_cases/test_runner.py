@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.golden_cases.base import GoldenCase, compare
+from tests.golden_cases.llm import dpo, simpo
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD: dict[str, Any] = json.loads((ROOT / "tests/golden/diffusion_dpo.json").read_text())["cases"][0]
@@ -135,3 +136,30 @@ def test_inputs_are_double_unless_the_case_says_otherwise() -> None:
     single = GoldenCase.of("f", planted(params={"dtype": "torch.float32"}))
     assert single.tensor("target").dtype == torch.float32
     assert single.integers("target").dtype == torch.long
+
+
+def variant(file: str, **changes: Any) -> GoldenCase:
+    """The first case of a file with parts of its records replaced; what is None is left out."""
+    record = json.loads((ROOT / f"tests/golden/{file}").read_text())["cases"][0]
+    for part, values in changes.items():
+        merged = {**record[part], **values}
+        record[part] = {name: value for name, value in merged.items() if value is not None}
+    return GoldenCase.of(file, record)
+
+
+def test_completions_of_two_lengths_and_smoothing_that_trl_ignores() -> None:
+    first = variant("llm/dpo.json")
+    assert not any(row[-1] for row in first.inputs["rejected_mask"])
+    names = "policy_rejected", "ref_rejected", "rejected_mask"
+    shorter = {name: [row[:-1] for row in first.inputs[name]] for name in names}
+    gradient = {"grad_policy_rejected": [row[:-1] for row in first.expected["grad_policy_rejected"]]}
+    case = variant("llm/dpo.json", inputs=shorter, expected=gradient, params={"label_smoothing": 0.1})
+    case.check(dpo.run(case))
+
+
+def test_a_derived_number_may_be_rounded_within_the_tolerance_only() -> None:
+    gamma = variant("llm/simpo.json").params["gamma"]
+    case = variant("llm/simpo.json", params={"gamma": gamma + 1e-8})
+    case.check(simpo.run(case))
+    with pytest.raises(AssertionError, match="gamma"):
+        simpo.run(variant("llm/simpo.json", params={"gamma": gamma + 1e-4}))

@@ -11,7 +11,7 @@ from diffalign.strategies.base import LossOutput
 from diffalign.text.losses import TextHead
 from diffalign.text.strategies.dpo import DPO, DPOConfig
 from tests.golden_cases.base import GoldenCase
-from tests.golden_cases.llm.tokens import on_tokens
+from tests.golden_cases.llm.tokens import on_tokens, stacked
 
 INPUTS = {"policy_chosen", "policy_rejected", "ref_chosen", "ref_rejected", "chosen_mask", "rejected_mask"}
 PARAMS = {
@@ -21,15 +21,19 @@ PARAMS = {
     "label_smoothing": None,
     "discopop_tau": None,
 }
+TRL_SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}
+"""Losses that know label smoothing in TRL; its others ignore it, where the product smooths or refuses."""
 REPORTED = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 
 
 def run(case: GoldenCase) -> dict[str, object]:
     case.known(INPUTS, PARAMS)
-    strategy = DPO(DPOConfig(**{name: case.params[name] for name in PARAMS if name in case.params}))
+    constants = {name: case.params[name] for name in PARAMS if name in case.params}
+    if not TRL_SMOOTHED.intersection(constants["loss_type"]):
+        constants.pop("label_smoothing", None)
+    strategy = DPO(DPOConfig(**constants))
     policy, output = _on_pairs(case, strategy, slice(None))
-    (gradient,) = torch.autograd.grad(output.loss, policy)
-    chosen, rejected = gradient.chunk(2)
+    chosen, rejected = torch.autograd.grad(output.loss, policy)
     alone = [_on_pairs(case, strategy, slice(row, row + 1))[1].loss for row in range(len(chosen))]
     reported = {name: output.metrics[name].mean() for name in REPORTED}
     return {
@@ -41,14 +45,14 @@ def run(case: GoldenCase) -> dict[str, object]:
     }
 
 
-def _on_pairs(case: GoldenCase, strategy: DPO, rows: slice) -> tuple[Tensor, LossOutput]:
-    both = {
-        name: torch.cat([case.tensor(first)[rows], case.tensor(second)[rows]])
-        for name, first, second in (
-            ("policy", "policy_chosen", "policy_rejected"),
-            ("reference", "ref_chosen", "ref_rejected"),
-            ("mask", "chosen_mask", "rejected_mask"),
+def _on_pairs(case: GoldenCase, strategy: DPO, rows: slice) -> tuple[list[Tensor], LossOutput]:
+    policy, reference, mask = (
+        [case.tensor(name)[rows] for name in names]
+        for names in (
+            ("policy_chosen", "policy_rejected"),
+            ("ref_chosen", "ref_rejected"),
+            ("chosen_mask", "rejected_mask"),
         )
-    }
-    policy = both["policy"].requires_grad_()
-    return policy, on_tokens(strategy, policy, both["mask"], both["reference"])
+    )
+    leaves = [values.requires_grad_() for values in policy]
+    return leaves, on_tokens(strategy, stacked(*leaves), stacked(*mask), stacked(*reference))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from diffalign.text.strategies.simpo import SimPO, SimPOConfig
-from tests.golden_cases.base import GoldenCase
+from tests.golden_cases.base import GoldenCase, compare
 from tests.golden_cases.llm.tokens import on_tokens
 
 PARAMS = {
@@ -20,8 +20,7 @@ PARAMS = {
 def run(case: GoldenCase) -> dict[str, object]:
     case.known({"policy_chosen_logp", "policy_rejected_logp"}, PARAMS)
     params = case.params
-    if abs(params["gamma"] - params["beta"] * params["gamma_beta_ratio"]) > 1e-12:
-        raise ValueError(f"gamma {params['gamma']} is not beta times its ratio")
+    compare(params["beta"] * params["gamma_beta_ratio"], params["gamma"], case.tolerance, "gamma")
     strategy = SimPO(
         SimPOConfig(
             beta=params["beta"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffalign.batch import TextBatch
@@ -13,6 +14,12 @@ def pair_batch(mask: Tensor) -> TextBatch:
     """Return a batch of pairs with a completion mask (2 B, length), chosen first."""
     ids = [f"pair-{index}" for index in range(len(mask) // 2)]
     return TextBatch(ids=ids, seeds=torch.arange(len(ids)), completion_mask=mask)
+
+
+def stacked(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Return values (B, length) of both completions as (2 B, length), chosen first, the shorter padded by zeros."""
+    length = max(chosen.shape[1], rejected.shape[1])
+    return torch.cat([F.pad(values, (0, length - values.shape[1])) for values in (chosen, rejected)])
 
 
 def on_tokens(strategy: Strategy, policy: Tensor, mask: Tensor, reference: Tensor | None = None) -> LossOutput:
