@@ -68,6 +68,10 @@ def preference_loss(
     raise unknown("preference head", head, get_args(Head))
 
 
-def accuracy(margin: Tensor) -> Tensor:
-    """Share of satisfied preferences for each margin: 1, 0, and one half for an exact tie."""
-    return ((margin > 0).to(margin.dtype) + 0.5 * (margin == 0).to(margin.dtype)).detach()
+def accuracy(margin: Tensor, tie: float = 0.5) -> Tensor:
+    """Share of satisfied preferences for each margin: 1, 0, and ``tie`` where it is exactly 0.
+
+    Before training every pair is a tie. One half, as diffusers counts it, then says that nothing is known; TRL and the
+    official code of Diffusion-DPO count 0.
+    """
+    return ((margin > 0).to(margin.dtype) + tie * (margin == 0).to(margin.dtype)).detach()

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffalign.strategies.base import Reduce, Terms
-from diffalign.strategies.heads import preference_loss, scale_gradient
+from diffalign.strategies.heads import accuracy, preference_loss, scale_gradient
 
 TextHead = Literal[
     "sigmoid", "robust", "hinge", "ipo", "sigmoid_norm", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero",
@@ -125,7 +125,7 @@ class PairLogProbs:
 def reward_metrics(reward_w: Tensor, reward_l: Tensor) -> dict[str, Tensor]:
     """Return what every run reports of the rewards that a method implies, (B,) each, detached; a tie is no success."""
     reward_w, reward_l = reward_w.detach(), reward_l.detach()
-    better = (reward_w > reward_l).to(reward_w.dtype)
+    better = accuracy(reward_w - reward_l, tie=0.0)
     return {
         "rewards/chosen": reward_w,
         "rewards/rejected": reward_l,

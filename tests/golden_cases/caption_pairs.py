@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from diffalign.strategies.base import Strategy
+from diffalign.strategies.heads import accuracy
 from tests.golden_cases.base import GoldenCase
 from tests.golden_cases.scripted import on_predictions
 
@@ -21,6 +22,6 @@ def caption_pair_values(strategy: Strategy, case: GoldenCase) -> dict[str, objec
         "ref_error_lose": output.metrics["reference_error_rejected"],
         "z": output.metrics["logit"],
         "loss": output.loss,
-        "implicit_acc": output.metrics["implicit_accuracy"].mean(),
+        "implicit_acc": accuracy(output.metrics["logit"], tie=0.0).mean(),
         "grad_policy_pred": gradient,
     }

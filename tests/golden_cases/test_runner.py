@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.golden_cases import diffusion_dpo
 from tests.golden_cases.base import GoldenCase, compare
 from tests.golden_cases.llm import dpo, simpo
 
@@ -163,3 +165,10 @@ def test_a_derived_number_may_be_rounded_within_the_tolerance_only() -> None:
     case.check(simpo.run(case))
     with pytest.raises(AssertionError, match="gamma"):
         simpo.run(variant("llm/simpo.json", params={"gamma": gamma + 1e-4}))
+
+
+def test_ties_are_counted_as_the_official_code_of_diffusion_dpo_does() -> None:
+    same = {"ref_pred": RECORD["inputs"]["policy_pred"]}
+    expected = dict.fromkeys(RECORD["expected"]) | {"implicit_acc": 0.0, "loss": math.log(2)}
+    case = variant("diffusion_dpo.json", inputs=same, expected=expected)
+    case.check(diffusion_dpo.run(case))

@@ -80,8 +80,10 @@ def test_unknown_head_names_the_nearest():
         preference_loss(torch.zeros(1), 1.0, "hing")
 
 
-def test_a_tie_is_half_a_success():
-    assert accuracy(torch.tensor([-1.0, 0.0, 2.0])).tolist() == [0.0, 0.5, 1.0]
+def test_a_tie_is_half_a_success_or_none():
+    margin = torch.tensor([-1.0, 0.0, 2.0])
+    assert accuracy(margin).tolist() == [0.0, 0.5, 1.0]
+    assert accuracy(margin, tie=0.0).tolist() == [0.0, 0.0, 1.0]
 
 
 def test_scaled_gradients_leave_values_alone():
