@@ -135,7 +135,8 @@ class NoiseProcess(ABC):
             prediction: (rows, channels, ...) the network's output.
             noisy: (rows, channels, ...) latents at ``source``.
             source, destination: (rows,) or (1,) levels.
-            clip: bound the predicted clean latents by ``clip_range``, as samplers (and never inversions) do.
+            clip: bound the predicted clean latents by ``clip_range``, as samplers do, and inversions
+                only where asked to.
         """
         x0 = self.to_x0(prediction, noisy, source)
         epsilon = self.to_epsilon(prediction, noisy, source)

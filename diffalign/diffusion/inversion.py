@@ -97,7 +97,12 @@ class InversionPath:
 
 
 def climb(
-    predict: Predictor, process: NoiseProcess, latents: Tensor, rung: Rung, refinement: Refinement | None = None
+    predict: Predictor,
+    process: NoiseProcess,
+    latents: Tensor,
+    rung: Rung,
+    refinement: Refinement | None = None,
+    clip: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Make one move up, of all rows.
 
@@ -107,13 +112,15 @@ def climb(
         latents: (rows, channels, ...) at the rung's source.
         rung: the move.
         refinement: naive by default.
+        clip: bound predicted images in a first prediction's move by the process's ``clip_range``, as diffusers' inverse
+            scheduler does; for pixels, never for latents.
 
     Returns:
         latents at the rung's destination, and the first prediction, both (rows, channels, ...).
     """
     labels = rung.labels.to(latents.device)
     first = predict(latents, labels)
-    estimate = process.move(first, latents, rung.source, rung.destination)
+    estimate = process.move(first, latents, rung.source, rung.destination, clip)
     shares = (refinement or Refinement()).shares(rung.labels)
     if len(shares) == 1:
         return estimate, first
@@ -192,6 +199,7 @@ def invert_path(
     *,
     label: Label = "destination",
     refinement: Refinement | None = None,
+    clip: bool = False,
 ) -> InversionPath:
     """Invert clean latents along the sampler's whole grid and keep the path.
 
@@ -202,8 +210,10 @@ def invert_path(
         num_steps: moves.
         label: which timestep the network is told.
         refinement: fixed-point refinement; naive by default.
+        clip: as of :func:`climb`.
     """
-    return climb_path(predict, process, latents, sampling_ladder(process, len(latents), num_steps, label), refinement)
+    ladder = sampling_ladder(process, len(latents), num_steps, label)
+    return climb_path(predict, process, latents, ladder, refinement, clip)
 
 
 @torch.no_grad()
@@ -213,11 +223,12 @@ def climb_path(
     latents: Tensor,
     ladder: Sequence[Rung],
     refinement: Refinement | None = None,
+    clip: bool = False,
 ) -> InversionPath:
     """Climb a ladder whose moves all rows share, and keep the path; arguments as of :func:`invert_path`."""
     visited, predictions = [latents], []
     for rung in ladder:
-        latents, prediction = climb(predict, process, latents, rung, refinement)
+        latents, prediction = climb(predict, process, latents, rung, refinement, clip)
         visited.append(latents)
         predictions.append(prediction)
     return InversionPath(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMInverseScheduler
 from torch import Tensor
 
 from diffalign.diffusion.inversion import FixedPoint, Refinement, invert_path, invert_to, round_trip_error
@@ -239,6 +240,23 @@ def test_a_path_is_its_own_record(kind: str) -> None:
         source, destination = path.sources.select(here), path.destinations.select(here)
         again = process.move(prediction, path.latents[move], source, destination)
         torch.testing.assert_close(again, path.latents[move + 1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_naive_inversion_clips_on_request_as_the_inverse_scheduler_does(prediction_type: str) -> None:
+    config = {**CONFIG, "prediction_type": prediction_type, "clip_sample": True, "clip_sample_range": 0.7}
+    scheduler = DDIMInverseScheduler(**config)
+    scheduler.set_timesteps(5)
+    start = expected = latents()
+    for timestep in scheduler.timesteps:
+        expected = scheduler.step(smooth(expected, timestep.expand(3)), timestep, expected).prev_sample
+    process = discrete(**config)
+    path = invert_path(smooth, process, start, 5, clip=True)
+    torch.testing.assert_close(path.latents[-1], expected, rtol=1e-5, atol=1e-5)
+    unbounded = discrete(prediction_type=prediction_type)
+    assert torch.equal(
+        invert_path(smooth, process, start, 5).latents[-1], invert_path(smooth, unbounded, start, 5).latents[-1]
+    )
 
 
 def test_source_labels() -> None:

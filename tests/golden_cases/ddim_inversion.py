@@ -47,9 +47,9 @@ def _network(case: GoldenCase) -> Predictor:
 def _naive(case: GoldenCase) -> dict[str, Any]:
     case.known({"x0", "network_params", "context"}, {"num_steps": None, "guidance_scale": None, **SCHEDULER_PARAMS})
     process, predict, steps = scheduler_process(case.params), _network(case), case.params["num_steps"]
-    path = invert_path(predict, process, case.tensor("x0"), steps)
+    path = invert_path(predict, process, case.tensor("x0"), steps, clip=True)
     images = [
-        process.to_x0(prediction, latents, path.sources.select(slice(move, move + 1)))
+        process.clip(process.to_x0(prediction, latents, path.sources.select(slice(move, move + 1))))
         for move, (prediction, latents) in enumerate(zip(path.predictions, path.latents, strict=False))
     ]
     return {
