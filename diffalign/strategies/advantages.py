@@ -114,19 +114,12 @@ class PromptStatistics:
 
     Args:
         buffer_size: rewards remembered of a caption. 16 or 32: official configs.
-        min_count: rewards a caption needs before its own statistics are used. 16: official configs.
+        min_count: rewards a caption needs before its own statistics are used; beyond ``buffer_size``, never. 16:
+            official configs.
         eps: added to the deviation. 1e-6: official code.
-
-    Raises:
-        UserError: if a caption could never reach ``min_count``.
     """
 
     def __init__(self, buffer_size: int = 32, min_count: int = 16, eps: float = 1e-6) -> None:
-        if not 1 <= min_count <= buffer_size:
-            raise UserError(
-                f"per-prompt statistics with buffer_size {buffer_size} and min_count {min_count}: expected "
-                "1 <= min_count <= buffer_size, else no caption ever has statistics of its own"
-            )
         self._size, self._min, self._eps = buffer_size, min_count, eps
         self._buffers: dict[str, deque[float]] = {}
 

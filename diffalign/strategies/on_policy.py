@@ -69,6 +69,11 @@ class PolicyGradientConfig(RolloutConfig):
         super().__post_init__()
         if self.kl_beta < 0:
             raise UserError(f"kl_beta is {self.kl_beta}: expected 0 or more")
+        if not 1 <= self.statistics_min_count <= self.statistics_size:
+            raise UserError(
+                f"statistics_min_count is {self.statistics_min_count}: expected 1 to {self.statistics_size}, the "
+                "statistics_size, else no caption ever has statistics of its own"
+            )
         if self.advantage == "group" and self.images_per_prompt < 2:
             raise UserError("advantage 'group' needs images_per_prompt of 2 at least: one image has nothing to beat")
 

@@ -14,6 +14,7 @@ from diffalign.strategies.advantages import (
     combined_advantages,
     group_advantages,
 )
+from diffalign.strategies.on_policy import PolicyGradientConfig
 
 REWARDS = torch.tensor([0.3, 0.9, 0.1, 5.0, 7.0, 6.5], dtype=torch.float64)
 GROUPS = torch.tensor([4, 4, 4, 1, 1, 1])
@@ -81,6 +82,13 @@ def test_statistics_continue_after_an_interruption() -> None:
     assert one.state_dict() == other.state_dict()
 
 
+def test_captions_that_are_forgotten_too_soon_are_standardised_by_the_rollout() -> None:
+    tracker = PromptStatistics(buffer_size=2, min_count=3)
+    expected = batch_advantages(REWARDS, eps=1e-6)
+    torch.testing.assert_close(tracker.update(["a"] * 6, REWARDS), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_statistics_that_never_start_are_refused() -> None:
-    with pytest.raises(UserError, match="min_count"):
-        PromptStatistics(buffer_size=8, min_count=16)
+    for least in (0, 9):
+        with pytest.raises(UserError, match=f"statistics_min_count is {least}: expected 1 to 8"):
+            PolicyGradientConfig(statistics_size=8, statistics_min_count=least)
