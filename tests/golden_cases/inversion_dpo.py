@@ -30,7 +30,7 @@ PARAMS = {
     "guidance_scale": None,
     "beta_dpo": None,
     "steps_offset": None,
-    "set_alpha_to_one": {False},
+    "set_alpha_to_one": {True, False},
 }
 
 

@@ -31,7 +31,7 @@ PARAMS = {
     "beta_dpo": None,
     "num_inversion_steps": None,
     "clip_sample": {False},
-    "set_alpha_to_one": {False},
+    "set_alpha_to_one": {True, False},
     "steps_offset": None,
     "prediction_type": {"epsilon"},
 }
