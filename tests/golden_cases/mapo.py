@@ -15,7 +15,11 @@ def run(case: GoldenCase) -> dict[str, object]:
         {"model_pred_w", "model_pred_l", "target_w", "target_l"},
         {"beta_mapo": None, "snr_value": None, "num_train_timesteps": None},
     )
-    config = MaPOConfig(case.params["beta_mapo"], case.params["snr_value"], case.params["num_train_timesteps"])
+    config = MaPOConfig(
+        beta=case.params["beta_mapo"],
+        snr_value=case.params["snr_value"],
+        margin_scale=case.params["num_train_timesteps"],
+    )
     preds = [case.tensor(key).requires_grad_() for key in ("model_pred_w", "model_pred_l")]
     target = torch.cat([case.tensor("target_w"), case.tensor("target_l")])
     output, _ = on_predictions(MaPO(config), torch.cat(preds), target)
