@@ -11,6 +11,7 @@ A method is a :class:`Strategy`. The loop calls its hooks in this order and owns
       statistics(terms, reduce)           reduced over ranks BEFORE the loss
       loss(terms, statistics, batch)      pure
     after_step(ctx)                       after each optimizer step
+    close()                               once, however the run ends
 
 With several pieces the loop first evaluates ``terms`` without a graph, takes ``c = d loss / d terms``, then runs one
 backward of ``sum(c * terms)`` a piece: the memory of one piece, the exact gradient of the whole.
