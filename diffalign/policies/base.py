@@ -22,6 +22,20 @@ from diffalign.policies.adapters import AdapterBank
 from diffalign.policies.fingerprint import fingerprint
 
 
+def _parts(module: nn.Module) -> list[nn.Module]:
+    """Return a module and all below it, looked up anew, since adapters change what there is."""
+    parts = [module]
+    for part in parts:  # grows meanwhile
+        parts.extend(part.children())
+    return parts
+
+
+def _set_mode(parts: Sequence[nn.Module], training: bool) -> None:
+    """Set the mode past ``Module.__setattr__``, which takes most of the time of ``eval`` in a large network."""
+    for part in parts:
+        vars(part)["training"] = training
+
+
 class BasePolicy(ABC):
     """What the loop needs of any policy, image or text.
 
@@ -47,14 +61,14 @@ class BasePolicy(ABC):
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Evaluate without gradient and in eval mode (no adapter dropout); the previous mode comes back."""
-        was_training = self.module.training
-        self.module.eval()
+        """Evaluate without gradient and in eval mode (no adapter dropout); the mode of each module comes back."""
+        training = [part for part in _parts(self.module) if part.training]
+        _set_mode(training, False)
         try:
             with torch.no_grad():
                 yield
         finally:
-            self.module.train(was_training)
+            _set_mode(training, True)
 
     @property
     def companions(self) -> Sequence[nn.Module]:

@@ -304,6 +304,19 @@ def test_second_adapter_trains_under_its_own_name() -> None:
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.adapters.parameters("other"))
 
 
+def test_inference_finds_adapters_made_meanwhile_and_returns_every_mode() -> None:
+    policy = tiny_policy("sd")
+    for name in ("default", "other"):
+        policy.adapters.add(name, LoraSettings(rank=2, dropout=0.5), seed=0)
+        policy.module.train()
+        policy.module.conv_in.eval()
+        before = {path: part.training for path, part in policy.module.named_modules()}
+        with policy.inference():
+            assert not any(part.training for part in policy.module.modules())
+            assert not torch.is_grad_enabled()
+        assert {path: part.training for path, part in policy.module.named_modules()} == before
+
+
 def test_toy_policy_behaves_like_a_real_one() -> None:
     policy = ToyPolicy()
     batch = image_batch(policy)
