@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffalign.diffusion.base import NoiseProcess
 from diffalign.diffusion.flow import FlowProcess
+from diffalign.diffusion.level import Grid
 from diffalign.diffusion.sde import (
     Transition,
     ddim_transition,
@@ -49,6 +50,7 @@ class StochasticSteps:
             raise UserError(f"noise_level is {noise_level}: expected a number above 0, else a step has no density")
         self.process, self._eta, self._scale, self._schedule = process, eta, noise_level, noise_schedule
         self._grid = stochastic_grid(process, num_steps)
+        self._copies: dict[torch.device, Grid] = {}
         if isinstance(process, FlowProcess) and len(self._grid) < 2:
             raise UserError("a flow model needs 2 steps at least: the first one has the noise level of the second")
 
@@ -62,15 +64,13 @@ class StochasticSteps:
 
     def timesteps(self, step: int | Tensor, rows: int, device: torch.device) -> Tensor:
         """Return the model-facing timesteps of a step, or of a step for each row, (rows,)."""
-        return self._grid.timesteps[_index(step)].to(device).expand(rows)
+        return self._on(device).timesteps[_index(step, device)].expand(rows)
 
     def extent(self, step: int | Tensor) -> Tensor:
         """Return the time ``-dt`` that a step of a flow takes, (1,) or (rows,); 1 for discrete processes."""
-        index = _index(step)
-        if not isinstance(self.process, FlowProcess):
-            return torch.ones(len(index))
+        index = _index(step, torch.device("cpu"))
         drop = self._grid.sources.sigma[index] - self._grid.destinations.sigma[index]
-        return drop.float()
+        return drop.float() if isinstance(self.process, FlowProcess) else torch.ones(len(drop))
 
     def transition(self, step: int | Tensor, prediction: Tensor, latents: Tensor) -> Transition:
         """Return the distribution of the latents after a step.
@@ -80,7 +80,7 @@ class StochasticSteps:
             prediction: (rows, channels, ...) the network's output, guidance included; a graph is kept.
             latents: (rows, channels, ...) before the move.
         """
-        grid, index = self._grid.to(latents.device), _index(step).to(latents.device)
+        grid, index = self._on(latents.device), _index(step, latents.device)
         source, destination = grid.sources.select(index), grid.destinations.select(index)
         if not isinstance(self.process, FlowProcess):
             return ddim_transition(self.process, prediction, latents, source, destination, self._eta)
@@ -89,7 +89,13 @@ class StochasticSteps:
             level = flow_grpo_noise_level(source.sigma, grid.sources.sigma[1], self._scale)
         return flow_transition(prediction, latents, source, destination, level)
 
+    def _on(self, device: torch.device) -> Grid:
+        """The grid on a device, sent there once."""
+        if device not in self._copies:
+            self._copies[device] = self._grid.to(device)
+        return self._copies[device]
 
-def _index(step: int | Tensor) -> Tensor:
-    """Return indices of moves as (1,) or (rows,) int64 on the CPU, where the grid is."""
-    return torch.as_tensor(step, dtype=torch.long).cpu().reshape(-1)
+
+def _index(step: int | Tensor, device: torch.device) -> slice | Tensor:
+    """Return what takes moves out of a grid on a device, as (1,) or (rows,); a whole number is not sent there."""
+    return slice(step, step + 1) if isinstance(step, int) else step.to(device).reshape(-1)

@@ -79,7 +79,7 @@ class Transitions:
         """Move to a device, latents at least in float32."""
         wide = torch.promote_types(self.before.dtype, torch.float32)
         return Transitions(
-            self.steps,
+            self.steps.to(device),
             self.before.to(device, wide),
             self.after.to(device, wide),
             self.log_probs.to(device),

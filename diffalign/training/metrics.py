@@ -38,9 +38,7 @@ class Metrics:
         Besides what the method reports: ``grad_norm`` (mean over steps), ``learning_rate`` (of the last one),
         ``skipped_steps`` and ``examples_per_second`` over all processes.
         """
-        names = sorted(self._sums)
-        values = torch.stack([self._sums[name].double().cpu() for name in names]).tolist() if names else []
-        parts = self._processes.exchange((dict(zip(names, values, strict=True)), self._examples))
+        parts = self._processes.exchange((_on_host(self._sums), self._examples))
         examples = sum(count for _, count in parts)
         averages = {
             name: sum(sums.get(name, 0.0) for sums, _ in parts) / max(examples, 1)
@@ -62,6 +60,15 @@ class Metrics:
         self._skipped = 0
         self._learning_rate = 0.0
         self._seconds = 0.0
+
+
+def _on_host(sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """Bring scalars to the host by name, those of each device in one copy."""
+    values: dict[str, float] = {}
+    for device in dict.fromkeys(value.device for value in sums.values()):
+        here = {name: value for name, value in sums.items() if value.device == device}
+        values |= dict(zip(here, torch.stack(list(here.values())).tolist(), strict=True))
+    return dict(sorted(values.items()))
 
 
 def rounded(values: Mapping[str, float], digits: int = 8) -> dict[str, float]:

@@ -125,7 +125,8 @@ class Stepper:
         """Bring loss and gradient norm to the host: the one synchronisation of a step."""
         total = account.sums.get("loss", torch.zeros((), device=self._ctx.device))
         total = self._processes.sum(total.reshape(1))[0] / account.weight
-        loss, gradient_norm = torch.stack([total.double().cpu(), norm.double().cpu()]).tolist()
+        wide = torch.promote_types(total.dtype, norm.dtype)
+        loss, gradient_norm = torch.stack([total.to(wide), norm.to(total.device, wide)]).tolist()
         return loss, gradient_norm
 
     def state_dict(self) -> dict[str, Any]:

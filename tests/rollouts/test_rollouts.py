@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from diffalign.batch import ImageBatch
+from diffalign.diffusion.level import Grid
 from diffalign.errors import UserError
 from diffalign.rewards.base import Reward, RewardInfo
 from diffalign.rewards.combine import Normalised
@@ -55,6 +56,14 @@ def test_replay_before_any_update_gives_the_recorded_density(
     assert (replayed - trajectories.log_probs).exp().eq(1).all()
     assert trajectories.latents.dtype == dtype
     assert trajectories.latents.shape == (6, len(steps) + 1, *SHAPE)
+
+
+def test_a_grid_is_sent_to_a_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[torch.device] = []
+    send = Grid.to
+    monkeypatch.setattr(Grid, "to", lambda grid, device: sent.append(device) or send(grid, device))
+    sampled(ToyPolicy())
+    assert sent == [torch.device("cpu")]
 
 
 def test_an_image_depends_on_its_seed_alone() -> None:
