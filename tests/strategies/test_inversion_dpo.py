@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from diffalign.diffusion.process import DiscreteProcess
 from diffalign.errors import UserError
+from diffalign.strategies.base import Progress
 from diffalign.strategies.inversion_dpo import InversionDPO, InversionDPOConfig
 from tests.battery.methods import CountingPolicy, gradient
 from tests.factories import ToyPolicy, image_batch
@@ -106,7 +107,7 @@ def test_the_warm_start_is_another_objective_by_name(objective, images):
     strategy = InversionDPO(replace(SHORT, warm_start=objective, warm_start_steps=5))
     for step, warm in ((0, 1.0), (4, 1.0), (5, 0.0)):
         policy.calls.clear()
-        _, account = gradient(strategy, policy, [batch], step=step)
+        _, account = gradient(strategy, policy, [batch], progress=Progress(step))
         assert account.sums["warm_start"] == warm * 2
         if warm:
             assert policy.calls == {"trained": 1, **({"reference": 1} if images == 2 else {})}
