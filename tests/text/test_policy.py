@@ -11,7 +11,7 @@ from torch import Tensor
 from diffalign.batch import TextBatch
 from diffalign.data.loader import MicroBatch
 from diffalign.errors import UserError
-from diffalign.references import AdaptersOff, CachedReference, FrozenCopy, start_lora
+from diffalign.references import AdaptersOff, CachedReference, FrozenCopy, start_full, start_lora
 from diffalign.strategies.base import Context, Piece, Terms
 from diffalign.text.data import TextExample
 from diffalign.text.encode import TextEncoder
@@ -101,6 +101,17 @@ def test_reference_equals_the_untrained_policy_bit_for_bit(dtype: torch.dtype) -
     copy = FrozenCopy(tiny_text_policy(adapter=False, dtype=dtype))
     again = kernel.frozen(Context(policy, copy), batch, batch, Piece())["reference"]
     assert torch.equal(again, terms.detach())
+
+
+def test_copy_in_mixed_precision_is_exact() -> None:
+    policy = tiny_text_policy(adapter=False)
+    shared = sum(p.nbytes for p in policy.module.parameters())
+    reference, batch, kernel = start_full(policy, mixed_precision=torch.bfloat16), batch_of(policy), TokenKernel()
+    ctx = Context(policy, reference)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = kernel.terms(ctx, batch, batch, Piece())
+        assert torch.equal(terms.detach(), kernel.frozen(ctx, batch, batch, Piece())["reference"])
+    assert sum(p.nbytes for p in reference.network.parameters()) < shared
 
 
 def test_pieces_and_cached_references_give_the_same_terms() -> None:
