@@ -24,6 +24,9 @@ from diffalign.policies.codec import LatentCodec
 from diffalign.policies.fingerprint import fingerprint
 from diffalign.policies.saving import save_lora, save_pipeline
 
+LEFT_OUT = "base_without"
+"""Under this key an adapter's file names the text encoders that it was trained without."""
+
 
 class PipelinePolicy(Policy):
     """A diffusers text-to-image pipeline, taken apart.
@@ -139,6 +142,8 @@ class PipelinePolicy(Policy):
 
     def save(self, folder: Path, metadata: Mapping[str, str]) -> None:
         recorded = {f"base_{key}": str(value) for key, value in self._source.items() if key in _RECORDED}
+        left_out = [name for name, part in self._source.items() if name.startswith("text_encoder") and part is None]
+        recorded |= {LEFT_OUT: ", ".join(left_out)} if left_out else {}
         recorded["base_model"] = str(self._source.get("pretrained_model_name_or_path", ""))
         if self.adapters.names:
             name = DEFAULT_ADAPTER if DEFAULT_ADAPTER in self.adapters.names else self.adapters.names[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from diffalign.bundled import bundled_path, is_bundled
 from diffalign.errors import UserError, nearest
 from diffalign.policies.adapters import START_ADAPTER
 from diffalign.policies.attention import AttentionBackend, set_attention_backend
-from diffalign.policies.components import PipelinePolicy
+from diffalign.policies.components import LEFT_OUT, PipelinePolicy
 from diffalign.policies.saving import lora_path, read_lora, read_lora_metadata
 from diffalign.policies.sd3 import SD3Policy
 from diffalign.policies.unet import SDXLPolicy, UNetPolicy
@@ -34,12 +34,14 @@ class Source:
         model: local folder or hub name of the pipeline.
         adapter: folder or file of an adapter on it.
         revision, variant: of the pipeline's files.
+        drop_text_encoder_3: the pipeline is loaded without its third text encoder.
     """
 
     model: str
     adapter: Path | None = None
     revision: str | None = None
     variant: str | None = None
+    drop_text_encoder_3: bool = False
 
 
 def load_policy(
@@ -50,6 +52,7 @@ def load_policy(
     device: torch.device | str = "cpu",
     revision: str | None = None,
     variant: str | None = None,
+    drop_text_encoder_3: bool = False,
     attention_backend: AttentionBackend = "sdpa",
     gradient_checkpointing: bool = False,
     allow_pickle: bool = False,
@@ -64,14 +67,16 @@ def load_policy(
         denoiser_dtype: type of the denoiser's weights where it is another: float32 for those that will train.
         device: where the weights go.
         revision, variant: of the files, on the hub or in the folder.
+        drop_text_encoder_3: leave out the third text encoder (T5) of Stable Diffusion 3; an adapter trained without it
+            is loaded without it anyway.
         attention_backend: attention kernels by name.
         gradient_checkpointing: recompute activations of the denoiser in backward.
         allow_pickle: also load weights that are not safetensors.
 
     Raises:
-        UserError: for a path that does not exist, a model of an unknown family, damaged files.
+        UserError: for a path that does not exist, a model of an unknown family, damaged files, no third text encoder.
     """
-    source = resolve(name_or_path, revision, variant)
+    source = resolve(name_or_path, revision, variant, drop_text_encoder_3)
     policy = _load_pipeline(source, dtype, denoiser_dtype or dtype, allow_pickle)
     for part in policy.parts:
         part.to(device)
@@ -94,7 +99,12 @@ def load_adapter(policy: PipelinePolicy, path: str | Path, name: str, trainable:
     policy.adapters.load_state_dict(name, weights.state)
 
 
-def resolve(name_or_path: str | Path, revision: str | None = None, variant: str | None = None) -> Source:
+def resolve(
+    name_or_path: str | Path,
+    revision: str | None = None,
+    variant: str | None = None,
+    drop_text_encoder_3: bool = False,
+) -> Source:
     """Find out what a name means: see :func:`load_policy`.
 
     Raises:
@@ -103,24 +113,25 @@ def resolve(name_or_path: str | Path, revision: str | None = None, variant: str 
     name = str(name_or_path)
     path = Path(name).expanduser()
     if (path / "model_index.json").is_file():
-        return Source(str(path), None, revision, variant)
+        return Source(str(path), None, revision, variant, drop_text_encoder_3)
     adapter = lora_path(path)
     if adapter is not None:
         metadata = read_lora_metadata(adapter)
         base = metadata.get("base_model")
         if not base:
             raise UserError(f"{adapter} does not say which model it was trained on: name that model, and this adapter")
-        inner = resolve(base, revision or metadata.get("base_revision"), variant or metadata.get("base_variant"))
-        return Source(inner.model, adapter, inner.revision, inner.variant)
+        drop = drop_text_encoder_3 or "text_encoder_3" in metadata.get(LEFT_OUT, "")
+        inner = resolve(base, revision or metadata.get("base_revision"), variant or metadata.get("base_variant"), drop)
+        return replace(inner, adapter=adapter)
     if path.exists():
         raise UserError(
             f"{name} is no model: expected model_index.json (a diffusers pipeline), or an adapter in "
             "pytorch_lora_weights.safetensors"
         )
     if is_bundled(name):
-        return Source(str(bundled_path(name)), None, revision, variant)
+        return Source(str(bundled_path(name)), None, revision, variant, drop_text_encoder_3)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return Source(name, None, revision, variant)
+        return Source(name, None, revision, variant, drop_text_encoder_3)
     bundled_path(name) if "/" not in name else None  # its error offers the names that exist
     raise UserError(f"there is no folder {name}")
 
@@ -155,6 +166,10 @@ def _load_pipeline(
     types = {"default": dtype, "vae": torch.float32 if dtype is torch.float16 else dtype}
     types[family.denoiser] = denoiser_dtype
     absent = {part: None for part, value in index.items() if value == [None, None]}  # SD3 without T5, for one
+    if source.drop_text_encoder_3:
+        if "text_encoder_3" not in index:
+            raise UserError(f"{source.model} is a {class_name}, which has no third text encoder to leave out")
+        absent |= dict.fromkeys(("text_encoder_3", "tokenizer_3"))
     arguments = {
         "pretrained_model_name_or_path": source.model,
         "torch_dtype": types,

@@ -19,6 +19,7 @@ class ModelOptions:
         pretrained_model_name_or_path: hub name, local folder, run folder, or a bundled name such as "tiny-sd".
         revision: revision on the hub.
         variant: weight file variant, for example "fp16".
+        drop_text_encoder_3: train and sample Stable Diffusion 3 without its third text encoder (T5).
         train_mode: adapters on a frozen base, or all weights of the denoiser with a frozen copy as reference.
         rank: rank of the LoRA adapters. 16: ours (diffusers' commands for Diffusion-DPO: 8).
         lora_alpha: LoRA scale numerator; 0 means equal to the rank (scale 1).
@@ -33,6 +34,7 @@ class ModelOptions:
     pretrained_model_name_or_path: str = "tiny-sd"
     revision: str | None = None
     variant: str | None = None
+    drop_text_encoder_3: bool = False
     train_mode: Literal["lora", "full"] = "lora"
     rank: int = 16
     lora_alpha: int = 0

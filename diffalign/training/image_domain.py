@@ -56,6 +56,7 @@ class ImageDomain(Domain):
             device=device,
             revision=options.revision,
             variant=options.variant,
+            drop_text_encoder_3=options.drop_text_encoder_3,
             attention_backend=options.attention_backend,
             gradient_checkpointing=options.gradient_checkpointing,
         )

@@ -129,6 +129,17 @@ class TestOptions:
         with pytest.raises(UserError, match="choose one"):
             trained(models["sd"]).train_weights()
 
+    def test_sd3_without_its_third_text_encoder(self, models: dict[str, Path], tmp_path: Path) -> None:
+        whole = save_tiny("sd3", tmp_path / "model", t5=True)
+        policy, usual = load_policy(whole, drop_text_encoder_3=True), load_policy(models["sd3"])
+        assert len(load_policy(whole).parts) == len(policy.parts) + 1
+        assert torch.equal(our_sample(policy, NOISE), our_sample(usual, NOISE))
+        policy.adapters.add("default", LoraSettings(rank=3))
+        policy.save(tmp_path / "run", {})
+        assert len(load_policy(tmp_path / "run").parts) == len(policy.parts)
+        with pytest.raises(UserError, match="no third text encoder"):
+            load_policy(models["sd"], drop_text_encoder_3=True)
+
     def test_checkpointing(self, models: dict[str, Path]) -> None:
         policy = load_policy(models["sd"], gradient_checkpointing=True)
         assert policy.module.is_gradient_checkpointing
