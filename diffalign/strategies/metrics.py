@@ -17,6 +17,7 @@ GLOSSARY: dict[str, str] = {
     "policy_error": "policy's error on the image, whatever its label",
     "reference_error": "reference's error on the image, whatever its label",
     "prompt_margin": "policy's error under the wrong caption minus that under the right one",
+    "caption_cosine": "cosine of the embeddings of the two captions; 1 where the text encoder sees no difference",
     "label_weight": "factor on the margin that the smoothed label gives",
     "labelled_share": "share of videos with a labelled segment",
     "gain": "reference's error minus the policy's",

@@ -9,14 +9,16 @@ One image x, one timestep, one noise, seen under both captions::
     d_w    = ref_err(c_w) - err(c_w)        d_l = ref_err(c_l) - err(c_l)
     loss   = mean over images of -log sigmoid(0.5 beta (d_w - d_l))
 
-The targets of both rows are one tensor, hence captions that read alike cancel exactly, gradient included. Captions
-must not be dropped (two empty ones teach nothing), nor may an edit lie beyond the text encoder's last token. The same
-formula serves epsilon, v and flow. For errors summed over n elements the logit has 0.5 * beta / n; how beta depends on
-what the model predicts is told in ``diffusion_dpo``.
+The targets of both rows are one tensor, hence captions that read alike cancel exactly, gradient included. Captions must
+not be dropped (two empty ones teach nothing), nor may an edit lie beyond the text encoder's last token: what the
+encoder does not tell apart cannot be learned, and ``caption_cosine`` of the two embeddings is 1. The same formula
+serves epsilon, v and flow. For errors summed over n elements the logit has 0.5 * beta / n; how beta depends on what the
+model predicts is told in ``diffusion_dpo``.
 
 The mismatched caption is a fine caption of another image: watch ``policy_error_chosen`` beside the reference's, for the
 margin keeps rising while both errors do and samples fall apart. Then ``sft_weight``, a ``rejected_gradient_scale``
-below 1, or a larger beta helps. The constants are Diffusion-DPO's, since the paper's are not known to us.
+below 1, or a larger beta helps, and ``rejected_gradient_ratio`` bounds the push. The constants are Diffusion-DPO's,
+since the paper's are not known to us.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from diffalign.batch import ImageBatch
@@ -71,5 +74,8 @@ class TDPO(PairStrategy):
         """Log-sigmoid of the margin between the captions, and how far apart the policy tells them."""
         errors = PairErrors.of(terms)
         output = self.objective(errors)
-        prompt_margin = (errors.err_l - errors.err_w).detach()
-        return LossOutput(output.loss, {**output.metrics, "prompt_margin": prompt_margin})
+        metrics = {**output.metrics, "prompt_margin": (errors.err_l - errors.err_w).detach()}
+        embeds = [c.tensors["prompt_embeds"].float() for c in batch.conditions if "prompt_embeds" in c.tensors]
+        if len(embeds) == 2:
+            metrics["caption_cosine"] = torch.cosine_similarity(embeds[0].flatten(1), embeds[1].flatten(1))
+        return LossOutput(output.loss, metrics)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from diffalign.batch import Condition
 from diffalign.errors import UserError
 from diffalign.strategies.base import Piece
 from diffalign.strategies.dcpo import DCPO, DCPOConfig, with_common_captions
@@ -138,6 +139,19 @@ def test_tdpo_swapping_captions_flips_the_logit_and_reports_the_prompt_margin():
     torch.testing.assert_close(first.metrics["logit"], -second.metrics["logit"])
     gap = first.metrics["policy_error_rejected"] - first.metrics["policy_error_chosen"]
     torch.testing.assert_close(first.metrics["prompt_margin"], gap)
+
+
+def test_tdpo_says_where_the_text_encoder_sees_no_difference():
+    policy, strategy = moved_policy(), TDPO(TDPOConfig())
+    batch = one_image_two_captions(policy)
+    right, wrong = (
+        torch.tensor([[3.0, 4.0], [1.0, 0.0], [1.0, 0.0]]),
+        torch.tensor([[3.0, 4.0], [0.0, 2.0], [-1.0, 0.0]]),
+    )
+    shown = replace(batch, conditions=tuple(Condition({"prompt_embeds": rows[:, None]}) for rows in (right, wrong)))
+    values, _ = step(strategy, context(policy), batch)
+    cosines = strategy.loss(values, {}, shown).metrics["caption_cosine"]
+    torch.testing.assert_close(cosines, torch.tensor([1.0, 0.0, -1.0]))
 
 
 def test_a_scaled_rejected_gradient_and_supervision_reach_the_objective():
