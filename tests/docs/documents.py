@@ -77,11 +77,12 @@ def commands(text: str) -> list[str]:
 
 def words_of(command: str) -> list[str] | None:
     """Return the words after ``diffalign`` that a command amounts to, shortened; None for any other program."""
-    command = _HUB_MODEL.sub(r"\1 tiny-sd", command)
+    launch = _LAUNCH.match(command)
+    command = _HUB_MODEL.sub(r"\1 tiny-writer" if launch and launch[1] else r"\1 tiny-sd", command)
     launch = _LAUNCH.match(command)
     if launch:
         command = f"diffalign train{'-text' if launch[1] else ''}{command[launch.end() :]}"
-    words = shlex.split(command)
+    words = shlex.split(command, comments=True)
     if words[0] != "diffalign":
         return None
     trains = words[1] in ("train", "train-text") and not {"--help", "--print_config"} & set(words)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import diffalign
+from diffalign.cli.main import main
 from diffalign.strategies import registry
 from diffalign.training import api
 from tests.data.support import write_images, write_jsonl
@@ -24,6 +25,7 @@ EXECUTED = (
     "docs/on_policy.md",
     "docs/reward_hacking.md",
 )
+PARSED = ("docs/text.md", "docs/scaling.md", "docs/labelling.md")
 WITHOUT_RUNS = ("docs/noise_optimisation.md",)
 
 
@@ -56,6 +58,19 @@ def test_a_document_works_as_written(name: str, folder: Path) -> None:
 @pytest.mark.parametrize("name", WITHOUT_RUNS)
 def test_a_document_that_trains_nothing_works_as_written(name: str, folder: Path) -> None:
     assert run_document((ROOT / name).read_text(), folder) > 1
+
+
+@pytest.mark.parametrize("name", PARSED)
+def test_trainings_of_other_documents_have_known_options(name: str, folder: Path) -> None:
+    """Their runs take several processes, other data or minutes, so options are read and nothing runs."""
+    code = [block.text for block in blocks((ROOT / name).read_text()) if block.language in ("bash", "text")]
+    found = [words_of(command) for text in code for command in commands(text) if " train_scripts/" in command]
+    assert found
+    for words in found:
+        assert words is not None
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--print_config"])
+        assert stop.value.code == 0, words
 
 
 def test_the_rule() -> None:
@@ -106,8 +121,6 @@ def test_named_tests_and_modules_exist() -> None:
 
 
 def printed(form: str, capsys: pytest.CaptureFixture[str]) -> str:
-    from diffalign.cli.main import main
-
     capsys.readouterr()
     assert main(["methods", "--format", form]) == 0
     return capsys.readouterr().out
