@@ -132,7 +132,8 @@ def test_the_first_step_is_that_of_the_optimizer(options: dict[str, Any], step: 
     looks: list[Look] = []
     search(callback=looks.append, steps=2, learning_rate=0.5, max_grad_norm=0.0, **options)
     leaf = NOISE.clone().requires_grad_()
-    noise_loss(leaf, reward(red=1.0, smooth=0.5).score(generate(leaf, [0, 1, 2]), PROMPTS), 0.01).sum().backward()
+    totals = reward(red=1.0, smooth=0.5).score(generate(leaf, [0, 1, 2]), PROMPTS)
+    noise_loss(totals, norm_penalty(leaf), 0.01).sum().backward()
     assert leaf.grad is not None
     assert_close(looks[1].noise, NOISE - 0.5 * step(leaf.grad), atol=1e-5, rtol=1e-4)
 

@@ -172,7 +172,7 @@ def test_mistakes_are_refused() -> None:
             diffalign.optimize_noise(policy, PROMPTS, REWARDS, **options)
     with pytest.raises(UserError, match="no rewards"):
         diffalign.optimize_noise(policy, PROMPTS, {})
-    with pytest.raises(UserError, match="give a weight or a Reward"):
+    with pytest.raises(UserError, match="give a weight, a Reward, or a function"):
         diffalign.optimize_noise(policy, PROMPTS, {"mine": "red"})
     with pytest.raises(UserError, match="cannot make images with a WeightedSum"):
         diffalign.optimize_noise(WeightedSum(REWARDS, {"ripples": 1.0}), PROMPTS, REWARDS)

@@ -32,7 +32,7 @@ def test_a_run_from_python(model: str, pairs: str, tmp_path: Path) -> None:
     assert "5 examples" in said
     assert {path.name for path in result.folder.iterdir()} == {
         "config.yaml", "environment.json", "metrics.jsonl", "validation", "before_after.png", "checkpoints",
-        "README.md", "summary.json", LORA,
+        "README.md", "summary.json", "tensorboard", LORA,
     }  # fmt: skip
     from diffusers import StableDiffusionPipeline
 
