@@ -104,8 +104,7 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         require(0 <= self.caption_dropout <= 1, f"--caption_dropout must lie in [0, 1], not {self.caption_dropout}")
-        require(self.max_length >= 0, f"--max_length must not be negative, not {self.max_length}")
-        require(self.pinned_draws >= 0, f"--pinned_draws must not be negative, not {self.pinned_draws}")
+        require_at_least(0, self, "max_length", "pinned_draws", "max_train_samples", "resolution")
         require(not (self.streaming and self.pinned_draws), "--pinned_draws needs a data set that is not streamed")
 
 
@@ -177,8 +176,12 @@ class OptimOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(self.train_batch_size > 0, f"--train_batch_size must be positive, not {self.train_batch_size}")
-        require(0 <= self.sgd_momentum < 1, f"--sgd_momentum must lie in [0, 1), not {self.sgd_momentum}")
+        require_at_least(1, self, "train_batch_size")
+        counts = ("gradient_accumulation_steps", "global_batch_pairs", "max_rows_per_forward", "max_train_steps")
+        require_at_least(0, self, *counts, "num_train_epochs", "lr_warmup_steps", "adam_weight_decay", "max_grad_norm")
+        for name in ("sgd_momentum", "adam_beta1", "adam_beta2", "ema_decay"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"--{name} must lie in [0, 1), not {value}")
         require(self.learning_rate > 0, f"--learning_rate must be positive, not {self.learning_rate}")
         require(self.num_train_epochs > 0 or self.max_train_steps > 0, "give --max_train_steps or --num_train_epochs")
 
@@ -236,7 +239,9 @@ class RunOptions:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        require(self.early_stop_patience > 0, f"--early_stop_patience must be positive, not {self.early_stop_patience}")
+        require_at_least(1, self, "early_stop_patience", "logging_steps")
+        counts = ("checkpointing_steps", "validation_steps", "num_validation_images", "num_inference_steps")
+        require_at_least(0, self, *counts, "evaluation_prompts", "guidance_scale", "spike_factor", "max_skipped_steps")
         require(
             not self.early_stop_reward or self.validation_steps > 0,
             "--early_stop_reward looks at the run every --validation_steps: give that too",
@@ -263,6 +268,10 @@ class TrainConfig:
     reward: RewardOptions = field(default_factory=RewardOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
     run: RunOptions = field(default_factory=RunOptions)
+
+    def __post_init__(self) -> None:
+        beta = getattr(self.method_config, "beta", 1.0)
+        require(beta > 0, f"--beta must be positive, not {beta}: below 0 a run would learn the opposite of its data")
 
     def flat(self) -> dict[str, Any]:
         """Return all options under their outside names, as YAML and the command line spell them."""
@@ -364,3 +373,10 @@ def require(condition: bool, message: str) -> None:
     """Raise a :class:`UserError` unless the condition holds."""
     if not condition:
         raise UserError(message)
+
+
+def require_at_least(low: float, options: object, *names: str) -> None:
+    """Raise a :class:`UserError` where an option lies below a bound."""
+    for name in names:
+        value = getattr(options, name)
+        require(value >= low, f"--{name} must be {low:g} or more, not {value}")
