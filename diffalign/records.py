@@ -1,7 +1,8 @@
-"""Result files: written whole or not at all, read with an error that names the line, hashed."""
+"""Files of text and of results: written whole or not at all, read with an error that names the line, hashed."""
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -43,17 +44,52 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
+def read_text(path: Path) -> str:
+    r"""Read UTF-8 with or without a byte order mark (spreadsheets write one); lines end in ``\n``, whatever ended them.
+
+    Raises:
+        UserError: if the file is absent or cannot be read, or naming the first line and byte that are not UTF-8.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as problem:
+        raise UserError(f"there is no file {path}") from problem
+    except OSError as problem:
+        raise UserError(f"cannot read {path}: {problem}") from problem
+    data = data.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        before = data[: problem.start]
+        number, column = before.count(b"\n") + 1, problem.start - before.rfind(b"\n")
+        raise UserError(
+            f"{path}, line {number}: byte {column} of the line (0x{data[problem.start]:02x}) is not UTF-8; save the "
+            "file as UTF-8"
+        ) from problem
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read the lines of a text file, without their ends.
+
+    Only line feeds and carriage returns end a line: ``str.splitlines`` also cuts at characters that captions and JSON
+    strings may hold, such as U+2028 and U+0085.
+
+    Raises:
+        UserError: as :func:`read_text`.
+    """
+    return read_text(path).split("\n")
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
         UserError: if it is absent or damaged.
     """
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as problem:
-        raise UserError(f"there is no file {path}") from problem
-    except (OSError, ValueError) as problem:
+        return json.loads(text)
+    except ValueError as problem:
         raise UserError(f"{path} is not readable as JSON: {problem}") from problem
 
 
@@ -67,12 +103,8 @@ def read_jsonl(path: Path, required: Collection[str] = ()) -> list[dict[str, Any
     Raises:
         UserError: if the file is absent or empty, or naming the first line that is no such object.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as problem:
-        raise UserError(f"cannot read {path}: {problem}") from problem
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from diffalign.data.hf_tables import IMAGE_SUFFIXES
 from diffalign.data.image_source import ImageSource
 from diffalign.data.table import Table
 from diffalign.errors import UserError
+from diffalign.records import read_lines, read_text
 
 LABEL_FOLDERS: Mapping[str, float] = {"liked": 1.0, "disliked": 0.0}
 METADATA_NAMES = ("metadata.jsonl", "metadata.json", "metadata.csv")
@@ -23,7 +25,7 @@ def read_annotations(path: Path) -> Table:
     """Read a jsonl, json or csv file; relative image paths start at its folder.
 
     Raises:
-        UserError: naming the line that is not valid, or if the file is empty.
+        UserError: naming the line that is not valid or not UTF-8, or if the file is empty.
     """
     rows = _PARSERS[path.suffix.lower()](path)
     if not rows:
@@ -36,9 +38,9 @@ def read_captions(path: Path) -> Table:
     """Read a text file with one caption a line; empty lines are passed over.
 
     Raises:
-        UserError: if there is no caption.
+        UserError: if there is no caption, or naming the line that is not UTF-8.
     """
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in read_lines(path)]
     rows = [{"prompt": line} for line in lines if line]
     if not rows:
         raise UserError(f"{path} is empty: it holds no caption")
@@ -103,7 +105,7 @@ def _image_row(path: Path, folder: Path, default_prompt: str | None) -> dict[str
     name = path.relative_to(folder).as_posix()
     text = path.with_suffix(".txt")
     if text.is_file():
-        prompt = text.read_text(encoding="utf-8").strip()
+        prompt = read_text(text).strip()
     elif default_prompt is not None:
         prompt = default_prompt
     else:
@@ -116,14 +118,14 @@ def _image_row(path: Path, folder: Path, default_prompt: str | None) -> dict[str
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if line.strip():
             rows.append(_mapping(_parse_json(line, f"{path}, line {number}"), f"{path}, line {number}"))
     return rows
 
 
 def _read_json(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     try:
         values = json.loads(text)
     except json.JSONDecodeError:
@@ -135,8 +137,8 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{name: _csv_value(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
+    rows = csv.DictReader(io.StringIO(read_text(path)))
+    return [{name: _csv_value(name, text) for name, text in row.items()} for row in rows]
 
 
 _PARSERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}

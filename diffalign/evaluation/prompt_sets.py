@@ -13,7 +13,7 @@ from typing import Any
 
 from diffalign.errors import UserError, unknown
 from diffalign.evaluation.geneval.prompts import as_jsonl, official_rows
-from diffalign.records import read_json, read_jsonl
+from diffalign.records import read_json, read_jsonl, read_lines, read_text
 from diffalign.world.grammar import prompts as world_prompts
 
 HPS_STYLES = ("anime", "concept-art", "paintings", "photo")
@@ -137,7 +137,7 @@ def _from_folder(folder: Path) -> PromptSet:
     files = sorted(folder.glob("*.txt"))
     if not files:
         raise UserError(f"no captions in {folder}: expected HPSv2's lists ({lists[0].name}, ...) or .txt files")
-    prompts = [EvalPrompt(path.read_text(encoding="utf-8").strip(), {"item_id": path.stem}) for path in files]
+    prompts = [EvalPrompt(read_text(path).strip(), {"item_id": path.stem}) for path in files]
     if empty := [path.name for path, prompt in zip(files, prompts, strict=True) if not prompt.text]:
         raise UserError(f"{folder}/{empty[0]} is empty")
     return _set(str(folder), prompts, b"".join(path.read_bytes() for path in files))
@@ -148,10 +148,9 @@ def _from_file(path: Path) -> list[EvalPrompt]:
         return [_from_row(row) for row in read_jsonl(path, ("prompt",))]
     if path.suffix == ".json":
         return [EvalPrompt(text) for text in _texts(path)]
-    text = path.read_text(encoding="utf-8")
     if path.suffix in (".csv", ".tsv"):
-        return _from_table(path, text)
-    return [EvalPrompt(line.strip()) for line in text.splitlines() if line.strip()]
+        return _from_table(path)
+    return [EvalPrompt(line.strip()) for line in read_lines(path) if line.strip()]
 
 
 def _from_row(row: Mapping[str, Any]) -> EvalPrompt:
@@ -168,8 +167,8 @@ def _texts(path: Path) -> list[str]:
     return content
 
 
-def _from_table(path: Path, text: str) -> list[EvalPrompt]:
-    rows = list(csv.DictReader(io.StringIO(text), delimiter="\t" if path.suffix == ".tsv" else ","))
+def _from_table(path: Path) -> list[EvalPrompt]:
+    rows = list(csv.DictReader(io.StringIO(read_text(path)), delimiter="\t" if path.suffix == ".tsv" else ","))
     column = next((name for name in _COLUMNS if rows and name in rows[0]), None)
     if column is None:
         raise UserError(f"{path} has no column of captions; expected one of {', '.join(_COLUMNS)}")

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from diffalign.errors import UserError
-from diffalign.records import write_json, write_jsonl
+from diffalign.records import read_lines, read_text, write_json, write_jsonl
 from diffalign.rewards.base import Reward
 from diffalign.rewards.identity import weights_hash
 
@@ -45,7 +45,8 @@ def read_items(source: Path, prompts: Path | None = None) -> list[Item]:
         prompts: for a folder, a text file with one caption a line, in the order of the sorted file names.
 
     Raises:
-        UserError: for an absent source, a row without its columns, a missing image or caption, or unequal counts.
+        UserError: for an absent source, a row without its columns, a missing image or caption, unequal counts, or text
+            that is not UTF-8.
     """
     items = _from_folder(source, prompts) if source.is_dir() else _from_table(source)
     if not items:
@@ -59,7 +60,7 @@ def _from_table(path: Path) -> list[Item]:
     if not path.is_file():
         raise UserError(f"no images at {path}; give a folder, or a JSONL file with the columns image and prompt")
     items = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         try:
@@ -77,7 +78,7 @@ def _from_folder(folder: Path, prompts: Path | None) -> list[Item]:
     if prompts is not None:
         if not prompts.is_file():
             raise UserError(f"no prompt file at {prompts}")
-        captions = [line for line in prompts.read_text().splitlines() if line.strip()]
+        captions = [line for line in read_lines(prompts) if line.strip()]
         if len(captions) != len(images):
             raise UserError(f"{prompts} has {len(captions)} captions, but {folder} has {len(images)} images")
         return [Item(image, caption) for image, caption in zip(images, captions, strict=True)]
@@ -86,7 +87,7 @@ def _from_folder(folder: Path, prompts: Path | None) -> list[Item]:
             f"{len(bare)} of {len(images)} images in {folder} have no caption, first {bare[0]}; "
             "put it into a .txt file of the same name, or give a file with one caption a line"
         )
-    return [Item(image, image.with_suffix(".txt").read_text().strip()) for image in images]
+    return [Item(image, read_text(image.with_suffix(".txt")).strip()) for image in images]
 
 
 def score_items(items: Sequence[Item], rewards: Mapping[str, Reward], batch_size: int = 16) -> dict[str, Tensor]:
@@ -101,8 +102,11 @@ def score_items(items: Sequence[Item], rewards: Mapping[str, Reward], batch_size
         label -> (items,) float32 on the CPU.
 
     Raises:
-        UserError: for a picture that cannot be read, or metadata that a reward needs and a row lacks.
+        UserError: for a batch of no pictures, a picture that cannot be read, or metadata that a reward needs and a row
+            lacks.
     """
+    if batch_size < 1:
+        raise UserError(f"the batch size must be positive, not {batch_size}")
     for label, reward in rewards.items():
         lacking = [item for item in items if item.metadata is None]
         if reward.info.needs_metadata and lacking:

@@ -53,6 +53,21 @@ def test_broken_files_are_named(tmp_path, name, text, message):
         load_examples(path, "pairs")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.jsonl", '{"prompt": "a"}\n{"prompt": "café"}\n'),
+        ("x.json", '[{"prompt": "a"},\n{"prompt": "café"}]'),
+        ("x.csv", "prompt\r\ncafé\r\n"),
+        ("x.txt", "a\ncafé\n"),
+    ],
+)
+def test_text_that_is_not_utf8_is_named_with_its_line(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=rf"{name}, line 2: byte \d+ of the line \(0xe9\) is not UTF-8; save the file"):
+        load_examples(tmp_path / name, "prompts")
+
+
 def test_folders_without_data_are_named(tmp_path):
     with pytest.raises(UserError, match="holds no data: expected images"):
         load_examples(tmp_path, "pairs")

@@ -61,6 +61,11 @@ def test_mistakes_are_one_message(folder: Path, capsys: pytest.CaptureFixture[st
     assert "line 1: expected an object with 'image' and 'prompt'" in message(str(folder / "table.jsonl"), *rewards)
     (folder / "table.jsonl").write_text('{"image": "7.png", "prompt": "x"}\n')
     assert "1 of 1 images do not exist" in message(str(folder / "table.jsonl"), *rewards)
+    (folder / "table.jsonl").write_bytes('{"image": "0.png", "prompt": "café"}\n'.encode("latin-1"))
+    assert "table.jsonl, line 1: byte 34 of the line (0xe9) is not UTF-8" in message(
+        str(folder / "table.jsonl"), *rewards
+    )
+    assert "batch size must be positive, not 0" in message(source, *rewards, "--batch_size", "0")
     (folder / "1.png").write_bytes(b"not a picture")
     assert "cannot read the image" in message(source, *rewards)
     (folder / "1.txt").unlink()
