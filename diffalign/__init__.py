@@ -27,6 +27,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     # Importing torch and diffusers costs seconds: pay for them only when something is used.
     if name not in _LAZY:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -74,7 +76,7 @@ def parse_train(argv: Sequence[str], modality: str, prog: str) -> TrainConfig:
         raise UserError(f"--method is missing; choose one of: {names}")
     method = _method_for(peeked["method"], modality)
     parser = build_parser(method, peeked.get("pretrained_model_name_or_path"), prog)
-    values = _as_dict(parser.parse_args(list(argv)))
+    values = _as_dict(parser.parse_args(_spelled_out(argv, method.strategy.Config)))
     for extra in ("config", "method_file", "method"):
         values.pop(extra, None)
     return TrainConfig.from_flat(method.name, method.strategy.Config, values)
@@ -128,6 +130,27 @@ def _peek(argv: Sequence[str]) -> dict[str, Any]:
         from_file = read_yaml(Path(found["config"]))
         found = {**{name: from_file[name] for name in wanted if name in from_file}, **found}
     return found
+
+
+def _spelled_out(argv: Sequence[str], config_class: type) -> list[str]:
+    """Let one value stand for a list of it (``--report_to wandb``), and a bare switch for true (``--dry_run``)."""
+    kinds = {f.name: str(f.type) for part in (config_class, *GROUPS.values()) for f in fields(part)}
+    words: list[str] = []
+    for index, word in enumerate(argv):
+        before = argv[index - 1].removeprefix("--") if index and argv[index - 1].startswith("--") else ""
+        name, equals, value = word.removeprefix("--").partition("=")
+        last = index + 1 == len(argv) or argv[index + 1].startswith("--")
+        if not word.startswith("--"):
+            words.append(_listed(word) if kinds.get(before, "").startswith("list") else word)
+        elif equals and kinds.get(name, "").startswith("list"):
+            words.append(f"--{name}={_listed(value)}")
+        else:
+            words += [word, "true"] if kinds.get(name) == "bool" and last else [word]
+    return words
+
+
+def _listed(value: str) -> str:
+    return value if value.startswith("[") else json.dumps([value])
 
 
 def _as_dict(namespace: Namespace) -> dict[str, Any]:

@@ -76,7 +76,10 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the user's umask grants; safetensors would grant the owner alone
         save_file(dict(tensors), temporary, dict(header))
+        temporary.chmod(mode)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):

@@ -147,6 +147,17 @@ def test_command_line_and_python_agree() -> None:
     assert parse_train(words, "image", "x") == resolve_config("inpo", options)
 
 
+def test_one_value_stands_for_a_list_and_a_bare_switch_for_true() -> None:
+    words = ["--method", "inpo", "--report_to", "wandb", "--dry_run", "--lora_targets=to_q", "--strict"]
+    config = parse_train([*words, "--validation_prompts", "a red circle, and a star"], "image", "x")
+    assert config.run.report_to == ["wandb"]
+    assert config.run.validation_prompts == ["a red circle, and a star"]
+    assert config.model.lora_targets == ["to_q"]
+    assert config.run.dry_run
+    assert config.data.strict
+    assert not parse_train(["--method", "inpo", "--strict", "false"], "image", "x").data.strict
+
+
 def test_a_method_file_of_ones_own(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffalign.strategies import registry
 
