@@ -23,13 +23,20 @@ class MissingExtra(UserError, ImportError):
         super().__init__(f"{purpose} needs the package {package!r}; install it with: pip install 'diffalign[{extra}]'")
 
 
+_LISTED = 12
+"""Names listed at most: the layers of a network are hundreds."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint such as ``did you mean 'inpo'?`` or, when nothing is close, the list of known names."""
+    """Return a hint such as ``did you mean 'inpo'?`` or, when nothing is close, the first known names."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
-    return "known: " + ", ".join(names) if names else "none are known"
+    if not names:
+        return "none are known"
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return "known: " + ", ".join(names[:_LISTED]) + more
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from jsonargparse import ArgumentParser
 from packaging.requirements import Requirement
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 _CORE = ("torch", "diffusers", "accelerate", "transformers", "peft", "safetensors", "open_clip_torch", "datasets")
@@ -76,7 +77,7 @@ def doctor_command(argv: Sequence[str]) -> int:
         table.add_row(package, installed(package) or "[red]missing[/red]")
     table.add_section()
     for name, value in device_lines() + backend_lines():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     table.add_section()
     for extra in _EXTRAS:
         missing = missing_for(extra)

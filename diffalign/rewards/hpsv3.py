@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from diffalign.errors import UserError
 from diffalign.rewards.base import Metadata, Reward, RewardInfo
 from diffalign.rewards.checkpoints import load_strictly, read_state
-from diffalign.rewards.hub import checkpoint_file
+from diffalign.rewards.hub import checkpoint_file, pretrained
 from diffalign.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise, to_tensor
 from diffalign.rewards.registry import LoadOptions, register
 from diffalign.rewards.weights import weights_file
@@ -157,9 +157,10 @@ class HPSv3(Reward):
         wording = wording or official_wording()
         path = checkpoint_file(source)
         state = translate(read_state(path))
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        with pretrained("the tokenizer and configuration", base):
+            tokenizer = AutoTokenizer.from_pretrained(base)
+            config = AutoConfig.from_pretrained(base)
         tokenizer.add_special_tokens({"additional_special_tokens": [REWARD_TOKEN]})
-        config = AutoConfig.from_pretrained(base)
         # The embeddings were cut to the tokenizer's length when the reward token came.
         config.text_config.vocab_size = len(tokenizer)
         with init_empty_weights():  # Seven billion random numbers would take minutes; constants are computed.

@@ -1,7 +1,9 @@
-"""Single checkpoint files by local path or hub name."""
+"""Weights by local path or hub name: single checkpoint files, and models that transformers loads."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from diffalign.errors import UserError
@@ -32,3 +34,36 @@ def checkpoint_file(source: str) -> Path:
             f"cannot get {parts[2]} of {'/'.join(parts[:2])} from the hub ({reason}); "
             "download it where the hub can be reached and give its path as NAME@PATH"
         ) from problem
+
+
+@contextmanager
+def pretrained(what: str, source: str) -> Iterator[None]:
+    """Turn what transformers raises while it loads into one message that says what to do.
+
+    Args:
+        what: what is loaded, for example "the CLIP model".
+        source: local folder or hub name.
+
+    Raises:
+        UserError: if the source is neither a folder nor to be had from the hub, or is not what it should be.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as problem:
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(".")
+        if Path(source).is_dir():
+            told = f"cannot load {what} from the folder {source}: {reason}; name a folder that holds all of it"
+        elif source.startswith((".", "/", "~")) or source.count("/") > 1:
+            told = f"cannot load {what} {source}: there is no such folder; name a folder, or USER/REPOSITORY on the hub"
+        elif isinstance(problem, OSError):
+            told = (
+                f"cannot load {what} {source}: there is no such folder, and the hub does not give it ({reason}); "
+                f"name a downloaded folder, or first run: hf download {source} (after hf auth login if it is gated)"
+            )
+        else:
+            told = f"cannot load {what} {source}: {reason}"
+        raise UserError(told) from problem

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from diffalign.rewards.base import Reward, RewardInfo
 from diffalign.rewards.checkpoints import load_strictly, read_state
 from diffalign.rewards.heads import AffineHead
-from diffalign.rewards.hub import checkpoint_file
+from diffalign.rewards.hub import checkpoint_file, pretrained
 from diffalign.rewards.pixels import PixelReward
 from diffalign.rewards.preprocess import ClipPreprocess
 from diffalign.rewards.registry import LoadOptions, register
@@ -157,7 +157,8 @@ class ImageReward(PixelReward):
         network.to(device)
         network.vision.to(dtype)
         network.text.to(dtype)
-        words = AutoTokenizer.from_pretrained(tokenizer)
+        with pretrained("the tokenizer", tokenizer):
+            words = AutoTokenizer.from_pretrained(tokenizer)
         words.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
         return cls(network, words)
 

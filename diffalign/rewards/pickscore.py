@@ -16,6 +16,7 @@ from torch import Tensor
 from diffalign.bundled import bundled_path, is_bundled
 from diffalign.rewards.base import Reward, RewardInfo
 from diffalign.rewards.clip_model import ClipTowers
+from diffalign.rewards.hub import pretrained
 from diffalign.rewards.pixels import PixelReward
 from diffalign.rewards.preprocess import ClipPreprocess
 from diffalign.rewards.registry import LoadOptions, register
@@ -53,16 +54,23 @@ class PickScore(PixelReward):
             weights: where the CLIPModel is; the official weights by default.
             processor: where tokenizer and image processor are; beside the weights unless these are the official ones.
             device, dtype: where and how the towers run; the final product is always float32.
+
+        Raises:
+            UserError: if the model, its tokenizer or its image processor cannot be loaded.
         """
         from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
         name = "pickscore" if weights == OFFICIAL_WEIGHTS else Path(weights).name
         source = str(bundled_path(weights)) if is_bundled(weights) else weights
         processor = processor or (OFFICIAL_PROCESSOR if weights == OFFICIAL_WEIGHTS else source)
-        model: Any = CLIPModel.from_pretrained(source, dtype=dtype)
-        # The settings alone: the processor class itself may want torchvision.
-        settings, _ = CLIPImageProcessor.get_image_processor_dict(processor)
-        towers = ClipTowers(model.to(device), AutoTokenizer.from_pretrained(processor))
+        with pretrained("the CLIP model", source):
+            model: Any = CLIPModel.from_pretrained(source, dtype=dtype)
+        with pretrained("the image processor and tokenizer", processor):
+            # The settings alone: the processor class itself may want torchvision.
+            settings, _ = CLIPImageProcessor.get_image_processor_dict(processor)
+            _require_vocabulary(processor)
+            tokenizer = AutoTokenizer.from_pretrained(processor)
+        towers = ClipTowers(model.to(device), tokenizer)
         return cls(towers, ClipPreprocess.from_config(settings), name)
 
     def score_pixels(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -76,6 +84,13 @@ class PickScore(PixelReward):
     def logits(self, image: Tensor, text: Tensor) -> Tensor:
         """Return the logits of all unit embeddings of images for all of captions, (captions, images)."""
         return self.towers.logit_scale * text @ image.T
+
+
+def _require_vocabulary(source: str) -> None:
+    """Refuse a folder without a vocabulary: transformers makes an empty tokenizer of it, and scores mean nothing."""
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise FileNotFoundError("it has no tokenizer.json and no vocab.json")
 
 
 def preference_logits(image: Tensor, text: Tensor, logit_scale: Tensor | float) -> Tensor:

@@ -89,6 +89,12 @@ def test_doctor_names_what_is_missing(cli, monkeypatch: pytest.MonkeyPatch) -> N
     assert "missing: nothing-of-this-name" in answer.out
 
 
+def test_doctor_prints_brackets_of_extras(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(doctor, "backend_lines", lambda: [("attention xformers", "pip install 'diffalign[xformers]'")])
+    assert "pip install 'diffalign[xformers]'" in cli("doctor").out
+
+
 def test_data_check_of_good_data(cli, tmp_path: Path) -> None:
     write_images(tmp_path, ["a.png", "b.png"])
     path = write_jsonl(tmp_path / "pairs.jsonl", [{"prompt": "x", "images": ["a.png", "b.png"], "winner": 0}])
