@@ -27,7 +27,7 @@ from diffalign.training.loop import RunRecord, RunResult, Trainer
 from diffalign.training.memory import Networks, estimate, refuse_if_too_large
 from diffalign.training.optim import scaled_learning_rate
 from diffalign.training.processes import Processes
-from diffalign.training.runfolder import choose_folder, model_card
+from diffalign.training.runfolder import Claim, choose_folder, claim_folder, model_card
 from diffalign.training.sharding import networks_of, refuse_unless_shardable, shard
 from diffalign.training.source import EncodedSource
 from diffalign.training.step import AUTOCAST
@@ -89,51 +89,64 @@ def build_run(
         refuse_unless_shardable(strategy.spec, config)
     console = (console or Console()) if processes.is_main else None
     plan = plan_batches(config.optim, processes.world_size)
-    wanted = choose_folder(config.run.output_dir, config.method, config.run.resume_from_checkpoint)
-    folder = processes.exchange(wanted)[0]
     rate, rate_line = scaled_learning_rate(config.optim, plan.global_batch)
+    claim = _claim(config, processes)
+    folder = claim.path
 
-    domain = domain_of(strategy.spec.modality)
-    policy, config = _policy(domain, config, processes)
-    run = config.run
-    ctx = _context(domain, policy, strategy.spec, config, processes, rewards or {})
-    ctx.folder, ctx.global_batch = folder, plan.global_batch
-    strategy.build(ctx)
-    named = (config.data.prompts or config.data.dataset_name) if dataset is None else dataset
-    data = domain.load_data(named, strategy.spec.data, config, ctx.policy, processes, console)
-    _require_metadata(ctx, data)
-    source = _source(data, config, plan, processes)
-    ctx.total_steps = _total_steps(config, source, strategy.updates_per_batch)
+    with claim.released(always=False):
+        domain = domain_of(strategy.spec.modality)
+        policy, config = _policy(domain, config, processes)
+        run = config.run
+        ctx = _context(domain, policy, strategy.spec, config, processes, rewards or {})
+        ctx.folder, ctx.global_batch = folder, plan.global_batch
+        strategy.build(ctx)
+        named = (config.data.prompts or config.data.dataset_name) if dataset is None else dataset
+        data = domain.load_data(named, strategy.spec.data, config, ctx.policy, processes, console)
+        _require_metadata(ctx, data)
+        source = _source(data, config, plan, processes)
+        ctx.total_steps = _total_steps(config, source, strategy.updates_per_batch)
 
-    header = (f"method {method.name}: {method.summary}", plan.equation, rate_line, *data.notes)
-    header += (*strategy.describe(ctx), f"{ctx.total_steps} optimizer steps")
-    if run.dry_run:
-        memory = _memory_lines(domain, data, strategy, ctx, config, plan, processes.shards)
-        return DryRun((*header, *memory, f"would write to {folder}; nothing was trained (--dry_run)"), folder, console)
-    flat = {**config.flat(), "output_dir": str(folder)}
-    record = RunRecord(
-        identity=_identity(config, ctx),
-        config=flat,
-        metadata={"method": method.name},
-        header=header,
-        card=lambda summary: model_card(method.name, method.paper, domain.library, flat, summary),
-    )
-    if processes.shards > 1:  # the last thing before training: all parameters are there, and identified
-        shard(networks_of(ctx), processes.device, processes.shards)
-    return Trainer(
-        strategy,
-        ctx,
-        source,
-        processes,
-        optim=config.optim,
-        run=run,
-        learning_rate=rate,
-        folder=folder,
-        record=record,
-        observer=processes.on_main(lambda: domain.observer(ctx.policy, data, config, console)),
-        trackers=trackers,
-        console=console,
-    )
+        header = (f"method {method.name}: {method.summary}", plan.equation, rate_line, *data.notes)
+        header += (*strategy.describe(ctx), f"{ctx.total_steps} optimizer steps")
+        if run.dry_run:
+            memory = _memory_lines(domain, data, strategy, ctx, config, plan, processes.shards)
+            return DryRun(
+                (*header, *memory, f"would write to {folder}; nothing was trained (--dry_run)"), folder, console
+            )
+        flat = {**config.flat(), "output_dir": str(folder)}
+        record = RunRecord(
+            identity=_identity(config, ctx),
+            config=flat,
+            metadata={"method": method.name},
+            header=header,
+            card=lambda summary: model_card(method.name, method.paper, domain.library, flat, summary),
+        )
+        if processes.shards > 1:  # the last thing before training: all parameters are there, and identified
+            shard(networks_of(ctx), processes.device, processes.shards)
+        return Trainer(
+            strategy,
+            ctx,
+            source,
+            processes,
+            optim=config.optim,
+            run=run,
+            learning_rate=rate,
+            folder=folder,
+            record=record,
+            observer=processes.on_main(lambda: domain.observer(ctx.policy, data, config, console)),
+            trackers=trackers,
+            console=console,
+            claim=claim,
+        )
+
+
+def _claim(config: TrainConfig, processes: Processes) -> Claim:
+    """Let the main process claim the run's folder, or only choose it for a dry run; all processes know it."""
+    wanted = (config.run.output_dir, config.method, config.run.resume_from_checkpoint)
+    claim = processes.on_main(lambda: Claim(choose_folder(*wanted)) if config.run.dry_run else claim_folder(*wanted))
+    folder = processes.exchange(None if claim is None else claim.path)[0]
+    assert folder is not None
+    return claim or Claim(folder)
 
 
 def _policy(domain: Domain, config: TrainConfig, processes: Processes) -> tuple[BasePolicy, TrainConfig]:

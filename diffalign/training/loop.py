@@ -21,7 +21,7 @@ from diffalign.training.memory import Activity, Networks, out_of_memory
 from diffalign.training.processes import Processes
 from diffalign.training.progress import ProgressDisplay
 from diffalign.training.report import Reporter, Spent
-from diffalign.training.runfolder import RunFolder
+from diffalign.training.runfolder import Claim, RunFolder
 from diffalign.training.sharding import gathered, saved_whole, whole
 from diffalign.training.signals import StopRequest
 from diffalign.training.step import Stepper, StepResult
@@ -112,6 +112,7 @@ class Trainer:
         observer: validation and evaluation, if any.
         trackers: told of metrics besides those that ``run`` names.
         console: where to print; None is silent.
+        claim: the hold on the folder, released at the end.
     """
 
     def __init__(
@@ -129,12 +130,13 @@ class Trainer:
         observer: Observer | None = None,
         trackers: Sequence[Tracker] = (),
         console: Console | None = None,
+        claim: Claim | None = None,
     ) -> None:
         self.strategy, self.ctx, self.source = strategy, ctx, source
         self._processes, self._run, self._record, self._observer = processes, run, record, observer
         self._console = console if processes.is_main else None
         self._watch, self._trackers = Stopwatch(ctx.device), trackers
-        self._folder = RunFolder(folder)
+        self._folder, self._claim = RunFolder(folder), claim or Claim(folder)
         self.trainables = Trainables(strategy, ctx.policy)
         guards = Guards(run.guard_patience, run.spike_factor, run.max_skipped_steps, strategy.spec.waived_guards)
         self._stepper = Stepper(strategy, ctx, self.trainables, optim, learning_rate, guards, processes, self._watch)
@@ -149,6 +151,10 @@ class Trainer:
             RunStopped: if a guard ended the run; a checkpoint of the last good weights is there then.
             UserError: for a checkpoint that does not fit, or no space to write.
         """
+        with self._claim.released():
+            return self._fit()
+
+    def _fit(self) -> RunResult:
         self._resume()
         trackers = self._open()
         try:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shutil
 import subprocess
-from collections.abc import Mapping
+import sys
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,14 +18,76 @@ from typing import Any
 import yaml
 
 from diffalign.errors import UserError
+from diffalign.training.checkpoint import list_checkpoints
 
 CONFIG_FILE = "config.yaml"
 _RUNS = Path("runs")
 _PACKAGES = ("diffalign", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "datasets")
 
+_RECORDS = {CONFIG_FILE, "environment.json", "before.json", "metrics.jsonl"}
+_LEFT_OVER = _RECORDS | {"tensorboard", "wandb", "validation", "checkpoints"}
+"""What a run may have written before its first checkpoint."""
+
+
+class Claim:
+    """A run's hold on its folder, for as long as the run is built and trains.
+
+    The folder itself is locked (``flock``), which ends with the process however that ends and leaves no file. Releasing
+    removes the folder if the claim made it and nothing came into it.
+
+    Args:
+        path: the folder.
+        made: the claim has made it.
+        handle: the locked folder, open; None where there is no lock.
+    """
+
+    def __init__(self, path: Path, made: bool = False, handle: int | None = None) -> None:
+        self.path = path
+        # also called when nobody holds the claim any more: a trainer that was built and never run
+        self.release = weakref.finalize(self, _release, path.absolute() if made else None, handle)
+
+    @contextmanager
+    def released(self, always: bool = True) -> Iterator[None]:
+        """Release the claim at the end, or at a failure only."""
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
+        if always:
+            self.release()
+
+
+def claim_folder(output_dir: str, method: str, resume: str | None) -> Claim:
+    """Choose the folder of a run as :func:`choose_folder` does and, for a new run, make it its own.
+
+    Of runs that start together one gets a folder; the others get the next number, or are refused where
+    ``output_dir`` names it. What a run left there that ended before its first checkpoint is removed.
+
+    Raises:
+        UserError: as :func:`choose_folder`; if another run has the folder, or it cannot be written.
+    """
+    if resume is not None:
+        return Claim(choose_folder(output_dir, method, resume))
+    try:
+        while True:
+            folder = choose_folder(output_dir, method, None)
+            try:
+                folder.mkdir(parents=True)
+                made = True
+            except FileExistsError:
+                if not output_dir:
+                    continue  # another run was faster: the next number
+                made = False
+            return _locked(folder, method, made)
+    except OSError as error:
+        raise UserError(f"cannot write to the run folder {output_dir or _RUNS}: {error}") from error
+
 
 def choose_folder(output_dir: str, method: str, resume: str | None) -> Path:
     """Return the folder of a run without making it.
+
+    A new run may have a folder where one of its method ended before its first checkpoint.
 
     Args:
         output_dir: as given; empty for the next free ``runs/<method>-NNN``.
@@ -34,13 +101,7 @@ def choose_folder(output_dir: str, method: str, resume: str | None) -> Path:
         if not output_dir:
             return _next_free(method)
         folder = Path(output_dir).expanduser()
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            owner = _owner(folder)
-            what = f"a run of {owner!r}" if owner else "other files"
-            raise UserError(
-                f"--output_dir {folder} already holds {what}: choose another folder"
-                + (", or continue that run with --resume_from_checkpoint latest" if owner else "")
-            )
+        _refuse_if_used(folder, method)
         return folder
     if output_dir:
         folder = Path(output_dir).expanduser()
@@ -150,6 +211,61 @@ def _next_free(method: str) -> Path:
     while (_RUNS / f"{method}-{number:03d}").exists():
         number += 1
     return _RUNS / f"{method}-{number:03d}"
+
+
+def _locked(folder: Path, method: str, made: bool) -> Claim:
+    """Lock a folder that is there, and clear it of what a failed run has left."""
+    claim = Claim(folder, made, handle := _lock(folder))
+    with claim.released(always=False):
+        if not made:  # only under the lock does it stay as it is seen
+            _refuse_if_used(folder, method, may_clear=handle is not None)
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError("no permission to write")
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    return claim
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder until its handle is closed; return None where the system cannot."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UserError(f"--output_dir {folder} is in use by a run that is going on: choose another folder") from error
+    except OSError:  # some network file systems lock nothing
+        os.close(handle)
+        return None
+    return handle
+
+
+def _release(made: Path | None, handle: int | None) -> None:
+    if made is not None:
+        with suppress(OSError):  # not empty: the run has opened
+            made.rmdir()
+    if handle is not None:
+        os.close(handle)
+
+
+def _refuse_if_used(folder: Path, method: str, may_clear: bool = True) -> None:
+    """Refuse a folder that holds anything but what a run of the method left before its first checkpoint."""
+    if not folder.exists():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    owner = _owner(folder)
+    unsaved = owner == method and names <= _LEFT_OVER and not list_checkpoints(folder / "checkpoints")
+    if not names or (unsaved and may_clear):
+        return
+    what = f"a run of {owner!r}" if owner else "other files"
+    raise UserError(
+        f"--output_dir {folder} already holds {what}: choose another folder"
+        + (", or continue that run with --resume_from_checkpoint latest" if owner else "")
+    )
 
 
 def _owner(folder: Path) -> str | None:

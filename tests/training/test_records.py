@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ from diffalign.training.processes import Processes
 from diffalign.training.progress import ProgressDisplay, work_shown
 from diffalign.training.report import FLAT_INTERVALS, Reporter, Spent
 from diffalign.training.resolve import resolve_config
-from diffalign.training.runfolder import RunFolder, choose_folder, environment, model_card
+from diffalign.training.runfolder import RunFolder, choose_folder, claim_folder, environment, model_card
 from diffalign.training.step import StepResult
 from diffalign.training.stopwatch import Stopwatch
 from diffalign.training.trackers import JsonLines, build_trackers
@@ -56,6 +57,7 @@ def test_next_free_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
+    (folder / "checkpoints" / "step-00000003").mkdir(parents=True)
     with pytest.raises(UserError, match=r"already holds a run of 'inpo'.*--resume_from_checkpoint latest"):
         choose_folder(str(folder), "inpo", None)
     with pytest.raises(UserError, match=r"is a run of method 'inpo'.*'dpo'"):
@@ -78,6 +80,46 @@ def test_where_to_resume(tmp_path: Path) -> None:
 
 def test_an_empty_folder_may_be_used(tmp_path: Path) -> None:
     assert choose_folder(str(tmp_path), "inpo", None) == tmp_path
+
+
+def test_runs_that_start_together_share_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        claims = list(pool.map(lambda _: claim_folder("", "sft", None), range(8)))
+    assert sorted(claim.path for claim in claims) == [Path(f"runs/sft-{number:03d}") for number in range(1, 9)]
+
+
+def test_the_folder_of_a_going_run_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path / "new", tmp_path):
+        claim = claim_folder(str(folder), "sft", None)
+        with pytest.raises(UserError, match="in use by a run"):
+            claim_folder(str(folder), "sft", None)
+        claim.release()
+        assert folder.exists() == (folder == tmp_path)  # what the claim made goes, as nothing came into it
+
+
+def test_a_run_without_checkpoint_leaves_its_folder_free(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first = claim_folder(str(folder), "inpo", None)
+    make_run(folder)
+    (folder / "checkpoints" / ".step-00000003.tmp").mkdir(parents=True)
+    with pytest.raises(UserError, match="in use by a run"):
+        claim_folder(str(folder), "inpo", None)
+    first.release()
+    with pytest.raises(UserError, match="already holds a run of 'inpo'"):
+        claim_folder(str(folder), "dpo", None)
+    claim_folder(str(folder), "inpo", None).release()
+    assert not list(folder.iterdir())
+    make_run(folder)
+    (folder / "model_index.json").touch()
+    with pytest.raises(UserError, match="already holds a run of 'inpo'"):
+        claim_folder(str(folder), "inpo", None)
+
+
+def test_an_unwritable_folder_cannot_be_claimed(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write to the run folder"):
+        claim_folder(str(tmp_path / "file" / "run"), "inpo", None)
 
 
 def test_unwritable_folder_is_one_message(tmp_path: Path) -> None:

@@ -89,6 +89,13 @@ def test_full_fine_tuning_saves_a_pipeline(model: str, pairs: str, tmp_path: Pat
     assert (result.folder / "model_index.json").is_file()
 
 
+def test_an_early_failure_leaves_no_folder(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        train(str(tmp_path / "missing.jsonl"), model, tmp_path, output_dir="")
+    assert not list(tmp_path.glob("runs/*"))
+
+
 def test_dry_run_writes_nothing(model: str, pairs: str, tmp_path: Path) -> None:
     result, said = train(pairs, model, tmp_path / "run", dry_run=True)
     assert result.steps == 0
