@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -174,6 +175,7 @@ def test_tensorboard_curves_continue_where_a_run_resumes(tmp_path: Path) -> None
         for step in steps:
             board.log(step, {"loss": float(10 * resumed_from + step)})
         board.close()
+        time.sleep(1.1)  # files are read in the order of their names, which count seconds
     curves = EventAccumulator(str(tmp_path / "tensorboard"))
     curves.Reload()
     assert [(event.step, event.value) for event in curves.Scalars("loss")] == [(1, 1.0), (2, 12.0)]
