@@ -43,3 +43,11 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     """Build the error for an unknown name, with the nearest known one."""
     names = list(known)
     return UserError(f"unknown {what} {name!r}: {nearest(name, names)}")
+
+
+def require_at_least(low: float, options: object, *names: str) -> None:
+    """Raise a :class:`UserError` where an option lies below a bound."""
+    for name in names:
+        value = getattr(options, name)
+        if value < low:
+            raise UserError(f"{name} is {value}: expected {low:g} or more")

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from diffalign.errors import UserError
+from diffalign.errors import UserError, require_at_least
 from diffalign.inference.noise_judge import Found, Generate, Judge, Look, parts_of
 from diffalign.rewards.base import Metadata
 from diffalign.rewards.combine import WeightedSum
@@ -91,9 +91,7 @@ class SearchSettings:
             raise UserError(f"learning_rate is {self.learning_rate}: expected a number above 0")
         if not 0 <= self.momentum < 1:
             raise UserError(f"momentum is {self.momentum}: expected a number in [0, 1)")
-        for name in ("adam_epsilon", "max_grad_norm", "norm_weight", "patience", "max_rows"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}: expected 0 or more")
+        require_at_least(0, self, "adam_epsilon", "max_grad_norm", "norm_weight", "patience", "max_rows")
 
 
 def require_gradient(reward: WeightedSum) -> None:

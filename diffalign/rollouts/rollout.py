@@ -18,7 +18,7 @@ from torch import Tensor
 from diffalign.batch import Condition, ImageBatch
 from diffalign.diffusion.base import NoiseProcess
 from diffalign.diffusion.random import derive_seed
-from diffalign.errors import UserError
+from diffalign.errors import UserError, require_at_least
 from diffalign.rewards.combine import Normalised
 from diffalign.rewards.judges import JudgeReward
 from diffalign.rollouts.judged import Judged, exchange
@@ -72,10 +72,7 @@ class RolloutConfig:
     latents_device: Literal["same", "cpu"] = "same"
 
     def __post_init__(self) -> None:
-        counts = [f.name for f in fields(RolloutConfig) if f.type in ("int", int)]
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: expected 1 or more")
+        require_at_least(1, self, *(f.name for f in fields(RolloutConfig) if f.type in ("int", int)))
         if not 0 < self.trained_share <= 1:
             raise UserError(f"trained_share is {self.trained_share}: expected a number in (0, 1]")
         if self.rollout_steps == 1 and not self.train_last_step:

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,7 +34,7 @@ from diffalign.batch import ImageBatch
 from diffalign.diffusion.random import row_generators
 from diffalign.errors import UserError
 from diffalign.strategies.base import Context, Kernel, LossOutput, Spec, Terms
-from diffalign.strategies.pair_kernel import DenoisingKernel, Noised, fresh_noise
+from diffalign.strategies.pair_kernel import DenoisingKernel, Noised
 from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective, PairStrategy
 from diffalign.strategies.registry import register
 
@@ -87,7 +86,7 @@ class DCPO(PairStrategy):
 
     def kernel(self) -> Kernel:
         """One timestep and one noise a pair."""
-        return DenoisingKernel(partial(fresh_noise, floor=self.config.timestep_floor))
+        return DenoisingKernel.drawing(self.config)
 
     def draw(self, ctx: Context, batch: ImageBatch) -> Noised:
         """Choose the pairs with a common caption, then noise."""

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor
 
@@ -41,7 +40,6 @@ from diffalign.strategies.pair_kernel import (
     DenoisingKernel,
     Noised,
     draw_few_step_timesteps,
-    fresh_noise,
     noised_at,
     shared_noise,
 )
@@ -100,7 +98,7 @@ class DiffusionDPO(PairStrategy):
         """One timestep and one noise a pair."""
         if self.config.few_step_timesteps:
             return DenoisingKernel(self._few_step_noise)
-        return DenoisingKernel(partial(fresh_noise, floor=self.config.timestep_floor))
+        return DenoisingKernel.drawing(self.config)
 
     def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
         """Return the mean of ``head(z)`` over the pairs."""

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from diffalign.batch import Batch, Condition, ImageBatch
 from diffalign.diffusion.random import rand_rows, randn_rows
-from diffalign.errors import UserError
+from diffalign.errors import UserError, require_at_least
 from diffalign.policies.pool import AdapterPool
 from diffalign.strategies.base import Context, Kernel, LossOutput, Spec, Strategy, Terms, Update
 from diffalign.strategies.pair_kernel import DenoisingKernel, Noised, noised_at
@@ -70,9 +70,7 @@ class DROConfig:
     sampler_steps: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("rollout_steps", "sampler_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: expected 1 or more")
+        require_at_least(1, self, "rollout_steps", "sampler_steps")
 
 
 @register(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffalign.errors import UserError, unknown
+from diffalign.errors import require_at_least, unknown
 
 Head = Literal["sigmoid", "hinge", "ipo"]
 
@@ -32,9 +32,7 @@ class PairOptions:
     rejected_gradient_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("sft_weight", "rejected_gradient_scale"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}: expected 0 or more")
+        require_at_least(0, self, "sft_weight", "rejected_gradient_scale")
 
 
 def scale_gradient(value: Tensor, scale: float | Tensor) -> Tensor:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +31,7 @@ from diffalign.diffusion.random import rand_rows
 from diffalign.errors import UserError
 from diffalign.strategies.base import Kernel, LossOutput, Spec, Strategy, Terms
 from diffalign.strategies.heads import accuracy
-from diffalign.strategies.pair_kernel import DenoisingKernel, TimestepOptions, fresh_noise
+from diffalign.strategies.pair_kernel import DenoisingKernel, TimestepOptions
 from diffalign.strategies.registry import register
 
 _SERIES_BELOW = 0.1
@@ -97,7 +96,7 @@ class MaPO(Strategy):
 
     def kernel(self) -> Kernel:
         """One timestep and one noise a pair."""
-        return DenoisingKernel(partial(fresh_noise, floor=self.config.timestep_floor))
+        return DenoisingKernel.drawing(self.config)
 
     def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
         """``mean err_w - beta mean log sigmoid(z)`` over the pairs of the micro-batch."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -161,6 +162,11 @@ class DenoisingKernel:
 
     noiser: Noiser = fresh_noise
     frame_dim: int | None = None
+
+    @classmethod
+    def drawing(cls, options: TimestepOptions, noiser: Callable[..., Noised] = fresh_noise) -> DenoisingKernel:
+        """Evaluate at timesteps that are drawn afresh as a method's options say."""
+        return cls(partial(noiser, floor=options.timestep_floor))
 
     def draw(self, ctx: Context, batch: ImageBatch) -> Noised:
         """Call the noiser."""

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -114,7 +113,7 @@ class RankDPO(Strategy):
     def kernel(self) -> Kernel:
         """One timestep a list; a noise for each image, or one for all."""
         noiser = fresh_noise if self.config.shared_noise else own_noise
-        return DenoisingKernel(partial(noiser, floor=self.config.timestep_floor))
+        return DenoisingKernel.drawing(self.config, noiser)
 
     def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
         """Sum over the pairs of a list, mean over lists."""

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -31,7 +30,7 @@ from diffalign.batch import Batch, Condition, ImageBatch
 from diffalign.diffusion.guidance import guided
 from diffalign.diffusion.random import derive_seed, randn_rows
 from diffalign.diffusion.sampling import sample
-from diffalign.errors import UserError, unknown
+from diffalign.errors import require_at_least, unknown
 from diffalign.policies.pool import PAST_ADAPTER, AdapterPool
 from diffalign.references import NamedAdapter
 from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Spec, Terms, Update
@@ -105,9 +104,7 @@ class SePPOConfig(PairConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("checkpoint_steps", "rollout_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: expected 1 or more")
+        require_at_least(1, self, "checkpoint_steps", "rollout_steps")
 
 
 @register(
@@ -130,7 +127,7 @@ class SePPO(PairStrategy):
 
     def kernel(self) -> Kernel:
         """One timestep an example, noise of its own for each image."""
-        return DenoisingKernel(partial(own_noise, floor=self.config.timestep_floor))
+        return DenoisingKernel.drawing(self.config, own_noise)
 
     def build(self, ctx: Context) -> None:
         """Make the start the first checkpoint."""

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor
 
 from diffalign.batch import ImageBatch
 from diffalign.strategies.base import Kernel, LossOutput, Spec, Strategy, Terms
-from diffalign.strategies.pair_kernel import DenoisingKernel, TimestepOptions, fresh_noise
+from diffalign.strategies.pair_kernel import DenoisingKernel, TimestepOptions
 from diffalign.strategies.registry import register
 
 
@@ -43,7 +42,7 @@ class SFT(Strategy):
 
     def kernel(self) -> Kernel:
         """Fresh noise and timestep for each image."""
-        return DenoisingKernel(partial(fresh_noise, floor=self.config.timestep_floor))
+        return DenoisingKernel.drawing(self.config)
 
     def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
         """Return the mean error."""

@@ -25,14 +25,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from diffalign.batch import ImageBatch
 from diffalign.strategies.base import Kernel, LossOutput, Spec, Terms
-from diffalign.strategies.pair_kernel import DenoisingKernel, fresh_noise
+from diffalign.strategies.pair_kernel import DenoisingKernel
 from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective, PairStrategy
 from diffalign.strategies.registry import register
 
@@ -68,7 +67,7 @@ class TDPO(PairStrategy):
 
     def kernel(self) -> Kernel:
         """The same noisy image under both captions."""
-        return DenoisingKernel(partial(fresh_noise, floor=self.config.timestep_floor))
+        return DenoisingKernel.drawing(self.config)
 
     def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: ImageBatch) -> LossOutput:
         """Log-sigmoid of the margin between the captions, and how far apart the policy tells them."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -21,7 +20,7 @@ from diffalign.errors import UserError, unknown
 from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Reduce, Strategy, Terms
 from diffalign.strategies.beta import describe_beta
 from diffalign.strategies.heads import accuracy
-from diffalign.strategies.pair_kernel import DenoisingKernel, Noised, TimestepOptions, fresh_noise
+from diffalign.strategies.pair_kernel import DenoisingKernel, Noised, TimestepOptions
 
 Utility = Literal["sigmoid", "loss_averse", "risk_seeking"]
 PointRule = Literal["batch_mean", "class_means", "mismatched"]
@@ -180,7 +179,7 @@ class UtilityStrategy(Strategy):
 
     def kernel(self) -> Kernel:
         """Plain denoising errors."""
-        return DenoisingKernel(partial(fresh_noise, floor=self.config.timestep_floor))
+        return DenoisingKernel.drawing(self.config)
 
     def frozen(self, ctx: Context, batch: ImageBatch, draws: Noised, piece: Piece) -> Mapping[str, Tensor]:
         """Add the labels to the reference's errors."""

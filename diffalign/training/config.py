@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from diffalign.errors import UserError
+from diffalign.errors import UserError, require_at_least
 
 
 @dataclass(frozen=True)
@@ -373,10 +373,3 @@ def require(condition: bool, message: str) -> None:
     """Raise a :class:`UserError` unless the condition holds."""
     if not condition:
         raise UserError(message)
-
-
-def require_at_least(low: float, options: object, *names: str) -> None:
-    """Raise a :class:`UserError` where an option lies below a bound."""
-    for name in names:
-        value = getattr(options, name)
-        require(value >= low, f"--{name} must be {low:g} or more, not {value}")

@@ -209,11 +209,11 @@ def test_no_space_for_the_run_folder(
         ({"report_to": ["tensorbord"]}, "must be a list, each one of 'tensorboard', 'wandb'"),
         ({"global_batch_pairs": 7, "gradient_accumulation_steps": 3}, "leave one of them out"),
         ({"beta": -5.0}, "--beta must be positive, not -5.0"),
-        ({"max_train_steps": -3}, "--max_train_steps must be 0 or more, not -3"),
-        ({"logging_steps": 0}, "--logging_steps must be 1 or more, not 0"),
-        ({"evaluation_prompts": -5}, "--evaluation_prompts must be 0 or more"),
+        ({"max_train_steps": -3}, "max_train_steps is -3: expected 0 or more"),
+        ({"logging_steps": 0}, "logging_steps is 0: expected 1 or more"),
+        ({"evaluation_prompts": -5}, "evaluation_prompts is -5: expected 0 or more"),
         ({"adam_beta1": 2.0}, r"--adam_beta1 must lie in \[0, 1\), not 2.0"),
-        ({"max_train_samples": -1}, "--max_train_samples must be 0 or more"),
+        ({"max_train_samples": -1}, "max_train_samples is -1: expected 0 or more"),
     ],
 )
 def test_mistakes_in_python(

@@ -108,7 +108,7 @@ def test_patience_survives_an_interruption(tmp_path: Path) -> None:
     ("method", "options", "message"),
     [
         ("sft", {"early_stop_reward": "clip"}, "--validation_steps: give that too"),
-        ("sft", {"early_stop_patience": 0}, "--early_stop_patience must be 1 or more"),
+        ("sft", {"early_stop_patience": 0}, "early_stop_patience is 0: expected 1 or more"),
         ("dpo", {"early_stop_reward": "clip", "validation_steps": 1}, "judges images"),
         (
             "ddpo",
