@@ -34,8 +34,8 @@ def load_examples(source: Any, kind: DataKind, options: SourceOptions | None = N
     """Load a data set as examples of a kind.
 
     Args:
-        source: "bundled", a file or folder, a hub name (``OWNER/NAME``), a ``datasets`` object, a list of rows, or an
-            :class:`ExampleSet` of that kind, which is returned as it is.
+        source: "bundled", "rendered", a file or folder, a hub name (``OWNER/NAME``), a ``datasets`` object, a list of
+            rows, or an :class:`ExampleSet` of that kind, which is returned as it is.
         kind: what the method eats (``strategy.spec.data``).
         options: split, columns, pairing.
 

@@ -1,4 +1,4 @@
-"""From what a user names to a table: bundled data, a file, a folder, a hub name, or an object in memory."""
+"""From what a user names to a table: the bundled world, a file, a folder, a hub name, or an object in memory."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from diffalign.data.file_tables import (
 from diffalign.data.hf_tables import IMAGE_SUFFIXES, load_hf, load_saved, load_webdataset, table_of_dataset
 from diffalign.data.layouts import recognise
 from diffalign.data.pairing import PairingOptions
+from diffalign.data.rendered import read_rendered
 from diffalign.data.rows import apply_column_map, require_columns
 from diffalign.data.table import RowReader, Table
 from diffalign.errors import UserError, unknown
 from diffalign.strategies.base import DataKind
 
 BUNDLED = "bundled"
+RENDERED = "rendered"
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
@@ -61,8 +63,8 @@ def open_table(source: Any, kind: DataKind, options: SourceOptions) -> Table:
     """Open a source.
 
     Args:
-        source: "bundled", a path, a hub name, a ``datasets`` object, or a list of rows; of captions where no more is
-            wanted.
+        source: "bundled", "rendered", a path, a hub name, a ``datasets`` object, or a list of rows; of captions where
+            no more is wanted.
         kind: what examples are wanted; the bundled data keep pairs and lists in files of their own.
         options: split, format, streaming.
 
@@ -112,8 +114,8 @@ def detect_format(source: str | Path) -> str:
     Raises:
         UserError: if a path exists but holds nothing known, or looks like a path and does not exist.
     """
-    if str(source) == BUNDLED:
-        return "bundled"
+    if str(source) in (BUNDLED, RENDERED):
+        return str(source)
     path = Path(source)
     if path.is_dir():
         return _detect_folder(path)
@@ -121,8 +123,8 @@ def detect_format(source: str | Path) -> str:
         return _detect_file(path)
     if path.is_absolute() or path.suffix or str(source).startswith((".", "~")) or str(source).count("/") != 1:
         raise UserError(
-            f"there is no data set at {str(source)!r}: give {BUNDLED!r}, an existing file or folder, or a hub name "
-            "(OWNER/NAME)"
+            f"there is no data set at {str(source)!r}: give {BUNDLED!r}, {RENDERED!r}, an existing file or folder, "
+            "or a hub name (OWNER/NAME)"
         )
     return "hub"
 
@@ -183,6 +185,10 @@ def _open_bundled(source: str | Path, kind: DataKind, options: SourceOptions) ->
     return read_bundled(bundled_path("preferences") if str(source) == BUNDLED else Path(source), kind)
 
 
+def _open_rendered(source: str | Path, kind: DataKind, options: SourceOptions) -> Table:
+    return read_rendered()
+
+
 def _open_hub(source: str | Path, kind: DataKind, options: SourceOptions) -> Table:
     return load_hf(str(source), str(source), options.split, options.streaming, name=options.config)
 
@@ -227,6 +233,7 @@ def _open_label_folders(source: str | Path, kind: DataKind, options: SourceOptio
 
 FORMATS: Mapping[str, Callable[[str | Path, DataKind, SourceOptions], Table]] = {
     "bundled": _open_bundled,
+    "rendered": _open_rendered,
     "hub": _open_hub,
     "parquet": _open_parquet,
     "annotations": _open_annotations,

@@ -55,7 +55,8 @@ class DataOptions:
     """Data and how it is seen.
 
     Args:
-        dataset_name: "bundled", a hub name, or a local file or folder (parquet, jsonl, csv, images, webdataset tar).
+        dataset_name: "bundled", "rendered", a hub name, or a local file or folder (parquet, jsonl, csv, images,
+            webdataset tar).
         dataset_config_name: configuration of a hub data set.
         train_split: split to train on.
         data_format: how the source is laid out; "auto" looks at it.

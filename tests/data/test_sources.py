@@ -7,6 +7,7 @@ import json
 import tarfile
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,8 @@ from diffalign.data.pairing import PairingOptions
 from diffalign.data.readers import SourceOptions, detect_format
 from diffalign.data.schema import ExampleSet, StreamSet
 from diffalign.errors import UserError
+from diffalign.world.grammar import prompts
+from diffalign.world.verifier import verify
 from tests.data.support import encoded, picture, write_images, write_jsonl
 
 ROWS = [("a red cat", 0), ("a blue dog", 1), ("a green bird", None)]
@@ -261,6 +264,23 @@ def test_the_bundled_layout(tmp_path):
     assert len(load_examples(tmp_path, "unpaired")) == 2
     held = load_examples(tmp_path, "pairs").held_out("test", 5, 0)
     assert len(held.prompts) == len(held.metadata) == 5
+
+
+def test_rendered_pictures_show_their_captions_and_are_the_same_each_time():
+    examples = load_examples("rendered", "winners", SourceOptions(max_samples=40)).examples
+    assert len(examples) == 40
+    for example in examples:
+        assert verify(np.asarray(example.images[0].decode()), example.metadata).correct
+    again = load_examples("rendered", "winners", SourceOptions(max_samples=40)).examples
+    assert [e.images[0].read() for e in examples] == [e.images[0].read() for e in again]
+    mismatched = load_examples("rendered", "mismatched_captions").examples
+    assert len(mismatched) > 1000
+    held = set(load_examples("rendered", "winners").held_out("test", 400, 0).prompts)
+    compositions = {record.text for record in prompts("test", 400, 0) if not record.shared}
+    assert compositions <= held
+    assert not compositions & {e.prompts[0] for e in mismatched}
+    with pytest.raises(UserError, match="rendered pictures"):
+        load_examples("rendered", "pairs")
 
 
 def test_a_text_file_holds_one_caption_a_line(tmp_path):

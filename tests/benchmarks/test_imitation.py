@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.round_trip import as_they_were
+from benchmarks.imitation import as_they_were
 from diffalign.inference.generate import decode_images, generate_latents
 from diffalign.policies.codec import LatentCodec
 from tests.factories import tiny_policy
