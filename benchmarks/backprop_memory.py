@@ -121,7 +121,7 @@ def main(
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         record = {"model": model, "reward": reward, "images": images, "kept": [asdict(row) for row in rows]}
-        out.write_text(json.dumps(record, indent=1) + "\n")
+        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

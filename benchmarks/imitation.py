@@ -97,7 +97,7 @@ def main(
         found[name] = {"win rate": str(evaluator.compare(before, after)), **{k: str(v) for k, v in changes.items()}}
         print(name, found[name])
     if out:
-        Path(out).write_text(json.dumps(found, indent=1) + "\n")
+        Path(out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

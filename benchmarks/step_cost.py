@@ -190,7 +190,8 @@ def main(model: str = "tiny-sd", pairs: int = 4, rank: int = 16, repeats: int = 
         record = {"model": model, "pairs": pairs, "rank": rank, "hardware": hardware}
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(
-            json.dumps({**record, "costs": {name: asdict(cost) for name, cost in costs.items()}}, indent=1) + "\n"
+            json.dumps({**record, "costs": {name: asdict(cost) for name, cost in costs.items()}}, indent=1) + "\n",
+            encoding="utf-8",
         )
 
 

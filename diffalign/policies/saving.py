@@ -145,7 +145,7 @@ def save_pipeline(folder: Path, pipeline: Any, metadata: Mapping[str, str]) -> N
     try:
         temporary.mkdir(parents=True, exist_ok=True)
         pipeline.save_pretrained(temporary, safe_serialization=True)
-        (temporary / PIPELINE_METADATA).write_text(json.dumps(dict(metadata), indent=2) + "\n")
+        (temporary / PIPELINE_METADATA).write_text(json.dumps(dict(metadata), indent=2) + "\n", encoding="utf-8")
         for part in sorted(temporary.iterdir(), key=lambda p: (p.name == "model_index.json", p.name)):
             if (folder / part.name).is_dir():
                 shutil.rmtree(folder / part.name)

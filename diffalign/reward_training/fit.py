@@ -72,7 +72,7 @@ def train_reward(config: RewardTrainingConfig) -> RewardTrainingResult:
     objective.save(folder.path)
     result = RewardTrainingResult(folder.path, len(trained), len(kept_back), before, after, loss)
     summary = json.dumps({**asdict(result), "folder": str(folder.path)}, indent=1)
-    (folder.path / "summary.json").write_text(summary + "\n")
+    (folder.path / "summary.json").write_text(summary + "\n", encoding="utf-8")
     return result
 
 

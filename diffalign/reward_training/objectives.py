@@ -132,7 +132,7 @@ class PairObjective(ScorerObjective):
             "image_mean": list(preprocess.mean),
             "image_std": list(preprocess.std),
         }
-        (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+        (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 class HeteroscedasticObjective(PairObjective):

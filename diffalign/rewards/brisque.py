@@ -55,7 +55,7 @@ class SupportVectors:
         Raises:
             UserError: if the file is not a regression with a Gaussian kernel.
         """
-        head, found, body = path.read_text().partition("\nSV\n")
+        head, found, body = path.read_text(encoding="utf-8").partition("\nSV\n")
         fields = dict(line.split(None, 1) for line in head.splitlines() if " " in line)
         kinds = fields.get("svm_type"), fields.get("kernel_type")
         if not found or kinds != ("epsilon_svr", "rbf"):

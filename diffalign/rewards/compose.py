@@ -108,7 +108,7 @@ def _read_yaml(path: Path) -> list[Any]:
 
     if not path.is_file():
         raise UserError(f"no reward file at {path}")
-    content = yaml.safe_load(path.read_text())
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
     content = content.get("rewards") if isinstance(content, Mapping) else content
     if not isinstance(content, list):
         raise UserError(f"{path}: expected a list of rewards, or the key 'rewards' with one")

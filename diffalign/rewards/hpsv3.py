@@ -104,7 +104,7 @@ def official_wording() -> tuple[str, str]:
     Raises:
         UserError: if the package is neither installed nor in the weights folder.
     """
-    tree = ast.parse(weights_file("hpsv3-instruction").read_text())
+    tree = ast.parse(weights_file("hpsv3-instruction").read_text(encoding="utf-8"))
     texts = {
         node.targets[0].id: node.value.value
         for node in tree.body

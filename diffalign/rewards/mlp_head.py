@@ -115,7 +115,7 @@ def _describe(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no head at {path.parent}: it has no {DESCRIPTION_FILE}")
     try:
-        description: dict[str, Any] = json.loads(path.read_text())
+        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         low, high = description.get("range", (0, 1))
         float(low), float(high), description["backbone"]
     except (ValueError, KeyError, TypeError, AttributeError) as problem:

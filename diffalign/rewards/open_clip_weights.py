@@ -41,7 +41,7 @@ def architecture(name: str) -> dict[str, Any]:
     path = folder / f"{name}.json"
     if not path.is_file():
         raise unknown("open_clip architecture", name, [file.stem for file in folder.glob("*.json")])
-    config: dict[str, Any] = json.loads(path.read_text())
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return config
 
 

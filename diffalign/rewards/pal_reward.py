@@ -27,7 +27,7 @@ def save_pal(folder: Path, head: PalHead, backbone: str) -> None:
     """Write a head, its shape, its users and what it stands on; the weights last."""
     folder.mkdir(parents=True, exist_ok=True)
     description = {"backbone": backbone, "config": asdict(head.config), "users": list(head.users)}
-    (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n")
+    (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     partial = folder / f"{WEIGHTS_FILE}.partial"
     save_file({name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}, partial)
     partial.replace(folder / WEIGHTS_FILE)
@@ -43,7 +43,7 @@ def load_head(folder: Path) -> tuple[PalHead, str]:
     if not path.is_file():
         raise UserError(f"no PAL head at {folder}: it has no {DESCRIPTION_FILE}")
     try:
-        description = json.loads(path.read_text())
+        description = json.loads(path.read_text(encoding="utf-8"))
         head = PalHead(PalConfig(**description["config"]), description["users"])
         backbone = str(description["backbone"])
     except (ValueError, KeyError, TypeError) as problem:

@@ -51,7 +51,7 @@ class SentenceEmbedder:
 
         weights = weights_file("minilm")
         model: Any = BertModel(
-            BertConfig(**json.loads(weights_file("minilm-config").read_text())), add_pooling_layer=False
+            BertConfig(**json.loads(weights_file("minilm-config").read_text(encoding="utf-8"))), add_pooling_layer=False
         )
         # The package also carries a pooling layer, which sentences do not use, and constants.
         state = {

@@ -92,7 +92,7 @@ class Transcript:
         self._known: dict[str, Answer] = {}
         self._lock = threading.Lock()
         if self.path.is_file():
-            for line in self.path.read_text().splitlines():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
                 self._remember(line)
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
@@ -126,7 +126,7 @@ class Transcript:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = [json.dumps({"key": k, "text": a.text, "words": dict(a.words)}) for k, a in answers.items()]
-        with self._lock, self.path.open("a") as file:
+        with self._lock, self.path.open("a", encoding="utf-8") as file:
             file.write("".join(row + "\n" for row in rows))
         self._known.update(answers)
 

@@ -122,5 +122,5 @@ class RolloutScorer:
         pixels = (image.detach().float().nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
         record = {"prompt": prompt, "seed": seed, "problem": problem}
-        path.with_suffix(".json").write_text(json.dumps(record, indent=1))
+        path.with_suffix(".json").write_text(json.dumps(record, indent=1), encoding="utf-8")
         return path

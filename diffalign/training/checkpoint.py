@@ -126,9 +126,9 @@ def save_checkpoint(root: Path, step: int, weights: Mapping[str, Tensor], state:
         _, trained = pack(dict(weights))
         save_file({name[1:]: value for name, value in trained.items()}, temporary / "weights.safetensors")
         save_file(tensors, temporary / "state.safetensors")
-        (temporary / "state.json").write_text(json.dumps(tree, indent=1))
+        (temporary / "state.json").write_text(json.dumps(tree, indent=1), encoding="utf-8")
         files = {path.name: {"size": path.stat().st_size, "sha256": _hash(path)} for path in temporary.iterdir()}
-        (temporary / MANIFEST).write_text(json.dumps({"format": _FORMAT, "files": files}, indent=1))
+        (temporary / MANIFEST).write_text(json.dumps({"format": _FORMAT, "files": files}, indent=1), encoding="utf-8")
         for path in temporary.iterdir():
             _flush(path)
         shutil.rmtree(final, ignore_errors=True)
@@ -162,7 +162,7 @@ def read_checkpoint(folder: Path, hashed: bool = True) -> Checkpoint:
         BrokenCheckpoint: if a file is missing, truncated or altered.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise BrokenCheckpoint(f"{folder} has no readable {MANIFEST}") from error
@@ -176,7 +176,9 @@ def read_checkpoint(folder: Path, hashed: bool = True) -> Checkpoint:
             raise BrokenCheckpoint(f"{path} has {path.stat().st_size} bytes instead of {facts['size']}")
         if hashed and _hash(path) != facts["sha256"]:
             raise BrokenCheckpoint(f"{path} has been altered")
-    state = unpack(json.loads((folder / "state.json").read_text()), load_file(folder / "state.safetensors"))
+    state = unpack(
+        json.loads((folder / "state.json").read_text(encoding="utf-8")), load_file(folder / "state.safetensors")
+    )
     return Checkpoint(state["step"], load_file(folder / "weights.safetensors"), state, folder)
 
 

@@ -150,12 +150,12 @@ class RunFolder:
             raise UserError(f"cannot write to the run folder {self.path}: {error}") from error
 
     def _write_records(self, config: Mapping[str, Any]) -> None:
-        (self.path / CONFIG_FILE).write_text(yaml.safe_dump(dict(config), sort_keys=False))
-        (self.path / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")
+        (self.path / CONFIG_FILE).write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+        (self.path / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n", encoding="utf-8")
 
     def write_card(self, card: str) -> None:
         """Write the model card."""
-        (self.path / "README.md").write_text(card)
+        (self.path / "README.md").write_text(card, encoding="utf-8")
 
 
 def environment() -> dict[str, Any]:
@@ -271,7 +271,7 @@ def _refuse_if_used(folder: Path, method: str, may_clear: bool = True) -> None:
 def _owner(folder: Path) -> str | None:
     """Return the method of the run that a folder holds."""
     try:
-        values = yaml.safe_load((folder / CONFIG_FILE).read_text())
+        values = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         return str(values["method"])
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         return None

@@ -48,7 +48,7 @@ def before_and_after(
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write ``summary.json`` into a run folder."""
-    (folder / SUMMARY_FILE).write_text(json.dumps(dict(summary), indent=1) + "\n")
+    (folder / SUMMARY_FILE).write_text(json.dumps(dict(summary), indent=1) + "\n", encoding="utf-8")
 
 
 def print_table(summary: Mapping[str, Any], console: Console | None) -> None:

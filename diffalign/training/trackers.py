@@ -32,8 +32,8 @@ class JsonLines:
 
     def __init__(self, path: Path, resumed_from: int = 0) -> None:
         if path.exists():
-            whole = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_from]
-            path.write_text("".join(f"{line}\n" for line in whole))
+            whole = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= resumed_from]
+            path.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -56,7 +56,7 @@ class ImageObserver:
             return None
         start = self._evaluate()
         scores = {name: values.tolist() for name, values in start.scores.items()}
-        (folder.path / _BEFORE).write_text(json.dumps(scores))
+        (folder.path / _BEFORE).write_text(json.dumps(scores), encoding="utf-8")
         return self._watched_mean(start)
 
     def during(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> float | None:
@@ -78,7 +78,9 @@ class ImageObserver:
         recorded = folder.path / _BEFORE
         if self._evaluator is not None and recorded.exists():
             after = self._evaluate()
-            scores = {name: torch.tensor(values) for name, values in json.loads(recorded.read_text()).items()}
+            scores = {
+                name: torch.tensor(values) for name, values in json.loads(recorded.read_text(encoding="utf-8")).items()
+            }
             before = Evaluation(scores, after.kinds, after.images[:0])
             settings = {name: getattr(self._options, name) for name in ("num_inference_steps", "guidance_scale")}
             summary = {**before_and_after(before, after, self._evaluator, settings), **summary}
@@ -109,7 +111,7 @@ class ImageObserver:
         path = grid_path(folder, step)
         save_grid(samples.images, path)
         captions = "".join(f"{index}: {prompt}\n" for index, prompt in enumerate(self._probe.prompts))
-        (path.parent / "prompts.txt").write_text(captions)
+        (path.parent / "prompts.txt").write_text(captions, encoding="utf-8")
         for tracker in trackers:
             tracker.image(step, "validation", path)
         return samples

@@ -21,10 +21,16 @@ def write(workspace: Workspace) -> None:
     for text in sorted(TEXTS.glob("*.md")):
         folder = workspace.out / text.stem
         if folder.is_dir():
-            parts = [text.read_text(), table(figures.get(text.stem, {})), f"Size: {size(folder)}. {REBUILD}"]
-            (folder / "README.md").write_text("\n\n".join(part.strip() for part in parts if part) + "\n")
+            parts = [
+                text.read_text(encoding="utf-8"),
+                table(figures.get(text.stem, {})),
+                f"Size: {size(folder)}. {REBUILD}",
+            ]
+            (folder / "README.md").write_text(
+                "\n\n".join(part.strip() for part in parts if part) + "\n", encoding="utf-8"
+            )
     if workspace.out.resolve() == PAGE.parents[1] / "assets":
-        PAGE.write_text(with_figures(PAGE.read_text(), figures))
+        PAGE.write_text(with_figures(PAGE.read_text(encoding="utf-8"), figures), encoding="utf-8")
 
 
 def with_figures(page: str, figures: dict[str, Any]) -> str:

@@ -17,8 +17,8 @@ def save_half(model: Any, folder: Path) -> None:
     """
     model.to(torch.float16).save_pretrained(folder)
     for path in folder.rglob("config.json"):
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)
         if "dtype" in config:
             config["dtype"] = "float32"
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

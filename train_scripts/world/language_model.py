@@ -233,7 +233,8 @@ def write_cards(out: Path, figures: dict[str, Any]) -> None:
         "by a caption of the bundled world. Trained by `train_scripts/world/language_model.py` on a corpus in "
         f"which {CARELESS:.0%} of the captions have a mistake, so that preference training has something to mend. "
         f"At temperature 1 its caption is right for {test['reward']:.1%} of the test requests (mean graded reward "
-        f"{test['graded']:.3f}); a parser judges.\n"
+        f"{test['graded']:.3f}); a parser judges.\n",
+        encoding="utf-8",
     )
     rows = "\n".join(f"| {s} | {PROMPTS[s]} | {figures[s]['pairs']} | {figures[s]['reward']:.3f} |" for s in PROMPTS)
     (out / "writer-preferences" / "README.md").write_text(
@@ -242,7 +243,8 @@ def write_cards(out: Path, figures: dict[str, Any]) -> None:
         "that.\n\n| split | requests | pairs | mean reward of the samples |\n|---|---|---|---|\n" + rows + "\n\n"
         "`train.parquet`, `tune.parquet`, `test.parquet`: `prompt`, `chosen`, `rejected`, `score_chosen` (1), "
         "`score_rejected` (0), `graded_rejected` (share of satisfied checks of the wrong caption).\n"
-        "`prompts_*.parquet`: `prompt`, `kind`, `composition` of all requests.\n"
+        "`prompts_*.parquet`: `prompt`, `kind`, `composition` of all requests.\n",
+        encoding="utf-8",
     )
 
 
@@ -250,7 +252,7 @@ def build(out: Path, steps: int = 700) -> dict[str, Any]:
     """Make ``tiny-writer`` and ``writer-preferences`` in a folder and return the measured figures."""
     train_writer(out / "tiny-writer", steps)
     figures = make_preferences(out / "tiny-writer", out / "writer-preferences")
-    (out / "writer-preferences" / "measured.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (out / "writer-preferences" / "measured.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     write_cards(out, figures)
     return figures
 

@@ -47,13 +47,13 @@ def make(workspace: Workspace) -> None:
         captions += [record.text for record in records]
     folder = workspace.folder("latents")
     save_file({"latents": torch.cat(latents).contiguous()}, folder / "latents.safetensors")
-    (folder / "captions.json").write_text(json.dumps(captions))
+    (folder / "captions.json").write_text(json.dumps(captions), encoding="utf-8")
 
 
 def load(workspace: Workspace) -> LatentSet:
     """Read what :func:`make` wrote."""
     folder = workspace.folder("latents")
-    captions = json.loads((folder / "captions.json").read_text())
+    captions = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
     return LatentSet(load_file(folder / "latents.safetensors")["latents"], captions)
 
 

@@ -43,13 +43,13 @@ def run(workspace: Workspace) -> None:
     for name, measurement in _measurements(workspace):
         figures[name] = measurement()
         print(name, json.dumps(figures[name]), flush=True)
-        (workspace.cache / FILE).write_text(json.dumps(figures, indent=2))
+        (workspace.cache / FILE).write_text(json.dumps(figures, indent=2), encoding="utf-8")
 
 
 def read(workspace: Workspace) -> Figures:
     """Return the figures measured so far."""
     path = workspace.cache / FILE
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _measurements(workspace: Workspace) -> Iterable[tuple[str, Callable[[], Figures]]]:
