@@ -10,7 +10,8 @@ from typing import Any
 from diffalign.data.image_source import ImageSource, UnreadableImage
 from diffalign.data.load import examples_from_records
 from diffalign.data.readers import SourceOptions, open_records
-from diffalign.data.schema import Record, describe_notes, kind_info
+from diffalign.data.schema import SKIPPED, Record, describe_notes, kind_info
+from diffalign.data.table import RowReader
 from diffalign.errors import UserError
 from diffalign.strategies.base import DataKind
 
@@ -55,7 +56,9 @@ class CheckReport:
         layout = f" ({self.layout} layout)" if self.layout else ""
         verdict = "usable" if self.ok else "not usable"
         lines = [f"{self.source}{layout}: {verdict} as {self.kind.replace('_', ' ')}"]
-        lines.append(f"rows: {self.rows}; examples: {self.examples}; {describe_notes(self.notes)}")
+        whole = self.notes or not (self.bad_rows or self.unreadable)
+        counts = [f"rows: {self.rows}", f"examples: {self.examples}", *([describe_notes(self.notes)] if whole else [])]
+        lines.append("; ".join(counts))
         if self.image_sizes:
             sizes = sorted(self.image_sizes.items(), key=lambda item: (-item[1], item[0]))
             shown = ", ".join(f"{height}x{width} ({count})" for (height, width), count in sizes[:5])
@@ -90,8 +93,7 @@ def check_dataset(source: Any, kind: DataKind, options: SourceOptions | None = N
     for index, row in enumerate(reader.table.rows()):
         rows += 1
         try:
-            record = reader.read(index, row)
-            examples_from_records([_with_some_mismatch(record)], kind, options.pairing)
+            record = _checked(reader, index, row, kind, options)
         except UserError as error:
             bad, first_bad = bad + 1, first_bad or str(error)
             continue
@@ -102,6 +104,9 @@ def check_dataset(source: Any, kind: DataKind, options: SourceOptions | None = N
         records.append(record)
     examples, notes = examples_from_records(records, kind, options.pairing, options.seed) if records else ([], {})
     usable = sum(not any(image.name in unreadable for image in example.images) for example in examples)
+    notes = {**reader.table.notes, **notes}
+    if usable < len(examples):
+        notes[SKIPPED] = len(examples) - usable
     return CheckReport(
         source=reader.table.name,
         kind=kind,
@@ -113,8 +118,22 @@ def check_dataset(source: Any, kind: DataKind, options: SourceOptions | None = N
         unreadable=len(unreadable),
         first_unreadable=next(iter(unreadable.values()), ""),
         image_sizes=sizes,
-        notes={**reader.table.notes, **notes},
+        notes=notes,
     )
+
+
+def _checked(reader: RowReader, index: int, row: Mapping[str, Any], kind: DataKind, options: SourceOptions) -> Record:
+    """Read a row and see whether it makes examples.
+
+    Raises:
+        UserError: naming the row and what is wrong with it.
+    """
+    record = reader.read(index, row)
+    try:
+        examples_from_records([_with_some_mismatch(record)], kind, options.pairing)
+    except UserError as error:
+        raise UserError(f"{reader.table.where(index)}: {error}") from None
+    return record
 
 
 def _with_some_mismatch(record: Record) -> Record:

@@ -18,7 +18,7 @@ from diffalign.data.image_source import UnreadableImage
 from diffalign.data.loader import MicroBatch
 from diffalign.data.prefetch import mapped
 from diffalign.data.prepare import FramingOptions, ImagePreparer, Pixels, Prepared
-from diffalign.data.schema import Example, ExampleSet, kind_info
+from diffalign.data.schema import SKIPPED, Example, ExampleSet, kind_info
 from diffalign.data.team import Alone, Progress, Team, share_of
 from diffalign.diffusion.random import rand_rows
 from diffalign.errors import UserError
@@ -183,7 +183,7 @@ class ImageEncoder:
             # nothing is left to do, unless machines have folders of their own
             self._keep_latents(kept)
             self._keep_prompts(captions)
-        return dataset.with_examples(kept, {"examples with unreadable images skipped": len(dataset) - len(kept)})
+        return dataset.with_examples(kept, {SKIPPED: len(dataset) - len(kept)})
 
     def _no_latents(self, examples: Sequence[Example]) -> Tensor:
         return torch.empty(0, *self.policy.latent_shape(*self.prepare.target(examples[0])), device=self.policy.device)

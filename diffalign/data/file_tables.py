@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from diffalign.data.csv_tables import read_csv
 from diffalign.data.hf_tables import IMAGE_SUFFIXES
 from diffalign.data.image_source import ImageSource
-from diffalign.data.table import Table
+from diffalign.data.rows import COMPARING
+from diffalign.data.table import Table, counted
 from diffalign.errors import UserError
 from diffalign.records import read_lines, read_text
+from diffalign.strategies.base import DataKind
 
 LABEL_FOLDERS: Mapping[str, float] = {"liked": 1.0, "disliked": 0.0}
 METADATA_NAMES = ("metadata.jsonl", "metadata.json", "metadata.csv")
 """Files that describe the images of a folder, as the ``imagefolder`` builder of ``datasets`` names them."""
-_CSV_JSON_COLUMNS = frozenset({"images", "ranking", "scores", "captions", "metadata"})
+_Parsed = tuple[list[dict[str, Any]], list[int] | None]
+"""Rows, and the number of the line each begins in where lines are what a file is made of."""
 
 
-def read_annotations(path: Path) -> Table:
+def read_annotations(path: Path, column_map: Mapping[str, str] | None = None) -> Table:
     """Read a jsonl, json or csv file; relative image paths start at its folder.
+
+    Args:
+        path: the file.
+        column_map: canonical column -> column of the file; tells what the cells of a CSV file mean.
 
     Raises:
         UserError: naming the line that is not valid or not UTF-8, or if the file is empty.
     """
-    rows = _PARSERS[path.suffix.lower()](path)
+    rows, lines = _PARSERS[path.suffix.lower()](path, column_map or {})
     if not rows:
         raise UserError(f"{path} is empty: it holds no row")
     columns = frozenset(column for row in rows for column in row)
-    return Table(path.name, columns, lambda: iter(rows), root=path.parent)
+    return Table(path.name, columns, lambda: iter(rows), root=path.parent, lines=lines)
 
 
 def read_captions(path: Path) -> Table:
@@ -40,14 +47,16 @@ def read_captions(path: Path) -> Table:
     Raises:
         UserError: if there is no caption, or naming the line that is not UTF-8.
     """
-    lines = [line.strip() for line in read_lines(path)]
-    rows = [{"prompt": line} for line in lines if line]
+    captions = {number: text for number, line in enumerate(read_lines(path), start=1) if (text := line.strip())}
+    rows = [{"prompt": text} for text in captions.values()]
     if not rows:
         raise UserError(f"{path} is empty: it holds no caption")
-    return Table(path.name, frozenset({"prompt"}), lambda: iter(rows))
+    return Table(path.name, frozenset({"prompt"}), lambda: iter(rows), lines=list(captions))
 
 
-def read_image_folder(folder: Path, default_prompt: str | None = None) -> Table:
+def read_image_folder(
+    folder: Path, default_prompt: str | None = None, column_map: Mapping[str, str] | None = None
+) -> Table:
     """Read the images of a folder and of those below it.
 
     With ``metadata.jsonl`` (or ``.csv``) its rows are the data: ``file_name`` names the image of a row, or ``images``
@@ -56,17 +65,18 @@ def read_image_folder(folder: Path, default_prompt: str | None = None) -> Table:
     Args:
         folder: the folder.
         default_prompt: caption of images without a text file.
+        column_map: see :func:`read_annotations`.
 
     Raises:
         UserError: if there is no image, or an image has no caption.
     """
     described = next((folder / name for name in METADATA_NAMES if (folder / name).is_file()), None)
     if described is not None:
-        table = read_annotations(described)
+        table = read_annotations(described, column_map)
         rename = {"file_name": "image"}
         rows = [{rename.get(name, name): value for name, value in row.items()} for row in table.rows()]
         columns = frozenset(column for row in rows for column in row)
-        return Table(f"{folder.name}/{described.name}", columns, lambda: iter(rows), root=folder)
+        return replace(table, name=f"{folder.name}/{described.name}", columns=columns, rows=lambda: iter(rows))
     rows = [_image_row(path, folder, default_prompt) for path in _images_below(folder)]
     if not rows:
         raise UserError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -78,6 +88,24 @@ def has_label_folders(folder: Path) -> bool:
     return all((folder / name).is_dir() for name in LABEL_FOLDERS)
 
 
+def refuse_lone_label_folder(folder: Path, kind: DataKind) -> None:
+    """Say what is missing beside ``liked`` or ``disliked`` alone, where the kind needs it.
+
+    Raises:
+        UserError: for a kind that compares images, or that would take disliked ones for good.
+    """
+    alone = [name for name in LABEL_FOLDERS if (folder / name).is_dir()]
+    if alone == ["liked"] and kind in COMPARING:
+        raise UserError(
+            f"{folder} holds 'liked' but no folder 'disliked' beside it, and {kind.replace('_', ' ')} need both: add "
+            "it, or choose a method that learns from good pictures alone, such as sft (kind winners)"
+        )
+    if alone == ["disliked"] and kind != "prompts":
+        raise UserError(
+            f"{folder} holds 'disliked' but no folder 'liked' beside it: no method learns from disliked pictures alone"
+        )
+
+
 def read_label_folders(folder: Path, default_prompt: str | None = None) -> Table:
     """Read the pictures somebody has sorted into ``liked`` and ``disliked``.
 
@@ -87,7 +115,7 @@ def read_label_folders(folder: Path, default_prompt: str | None = None) -> Table
         UserError: if a folder is missing, both are empty, or a picture has no caption.
     """
     if not has_label_folders(folder):
-        raise UserError(f"{folder} must hold the folders 'liked' and 'disliked'")
+        raise UserError(f"{folder} must hold the folders 'liked' and 'disliked', both")
     rows: list[dict[str, Any]] = []
     for name, label in LABEL_FOLDERS.items():
         rows += [{**_image_row(path, folder, default_prompt), "label": label} for path in _images_below(folder / name)]
@@ -116,45 +144,30 @@ def _image_row(path: Path, folder: Path, default_prompt: str | None) -> dict[str
     return {"id": name, "prompt": prompt, "image": ImageSource.from_path(path, name)}
 
 
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(read_lines(path), start=1):
-        if line.strip():
-            rows.append(_mapping(_parse_json(line, f"{path}, line {number}"), f"{path}, line {number}"))
-    return rows
+def _read_jsonl(path: Path, column_map: Mapping[str, str]) -> _Parsed:
+    lines = {number: line for number, line in enumerate(read_lines(path), start=1) if line.strip()}
+    places = {number: f"{path}, line {number}" for number in lines}
+    return [_mapping(_parse_json(line, places[n]), places[n]) for n, line in lines.items()], list(lines)
 
 
-def _read_json(path: Path) -> list[dict[str, Any]]:
+def _read_json(path: Path, column_map: Mapping[str, str]) -> _Parsed:
     text = read_text(path)
     try:
         values = json.loads(text)
     except json.JSONDecodeError:
         # Many files called .json hold one object a line.
-        return _read_jsonl(path)
+        return _read_jsonl(path, column_map)
     if not isinstance(values, list):
         raise UserError(f"{path} holds a {type(values).__name__}; expected a list of rows")
-    return [_mapping(value, f"{path}, row {index}") for index, value in enumerate(values)]
+    return [_mapping(value, f"{path}, {counted(index)}") for index, value in enumerate(values)], None
 
 
-def _read_csv(path: Path) -> list[dict[str, Any]]:
-    rows = csv.DictReader(io.StringIO(read_text(path)))
-    return [{name: _csv_value(name, text) for name, text in row.items()} for row in rows]
-
-
-_PARSERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}
+_PARSERS: Mapping[str, Callable[[Path, Mapping[str, str]], _Parsed]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": read_csv,
+}
 ANNOTATION_SUFFIXES = frozenset(_PARSERS)
-
-
-def _csv_value(column: str, text: str | None) -> Any:
-    """Read a number as a number and a list as a list; empty cells are missing values."""
-    if not text:
-        return None
-    for convert in (int, float):
-        try:
-            return convert(text)
-        except ValueError:
-            continue
-    return _parse_json(text, f"column {column}") if column in _CSV_JSON_COLUMNS else text
 
 
 def _parse_json(text: str, where: str) -> Any:

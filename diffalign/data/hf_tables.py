@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffalign.data.image_source import ImageSource
-from diffalign.data.table import Table
+from diffalign.data.table import Table, counted
 from diffalign.errors import UserError, nearest
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -35,7 +35,7 @@ def table_of_dataset(data: Any, name: str) -> Table:
         for index in range(len(data)):
             row: dict[str, Any] = dict(light[index]) if light.column_names else {}
             for column, view in views.items():
-                row[column] = _cell(view, index, f"{name}, row {index}, {column}")
+                row[column] = _cell(view, index, f"{name}, {counted(index)}, {column}")
             yield row
 
     return Table(name, frozenset(data.column_names), rows)

@@ -19,7 +19,7 @@ from diffalign.data.pairing import (
 )
 from diffalign.data.prefetch import mapped
 from diffalign.data.readers import SourceOptions, open_records
-from diffalign.data.schema import Example, ExampleSet, Record, StreamSet, kind_info
+from diffalign.data.schema import SKIPPED, Example, ExampleSet, Record, StreamSet, kind_info
 from diffalign.data.table import RowReader
 from diffalign.data.team import Alone, Progress, Team, share_of
 from diffalign.data.transforms import aspect_buckets, assign_bucket
@@ -129,7 +129,7 @@ def drop_unreadable(
 
     bad = set().union(*team.together(decode))
     kept = [e for e in dataset.examples if not any(image.name in bad for image in e.images)]
-    return dataset.with_examples(kept, {"examples with unreadable images skipped": len(dataset) - len(kept)})
+    return dataset.with_examples(kept, {SKIPPED: len(dataset) - len(kept)})
 
 
 def with_aspect_buckets(

@@ -251,7 +251,7 @@ def _known(record: Record) -> list[float]:
     values = utilities(record)
     if values is None or len(values) < 2:
         raise UserError(
-            f"row {record.id!r} has {len(record.images)} image(s) and no winner, ranking or scores: "
+            f"record {record.id!r} has {len(record.images)} image(s) and no winner, ranking or scores: "
             "nothing says which image is preferred"
         )
     return values
@@ -267,7 +267,7 @@ def _winners(record: Record, notes: Counter[str]) -> list[int]:
 def _mismatches_of(record: Record) -> tuple[str, ...]:
     if not record.mismatched:
         raise UserError(
-            f"row {record.id!r} has no mismatched caption: give a column 'mismatched', or load the data set without "
+            f"record {record.id!r} has no mismatched caption: give a column 'mismatched', or load the data set without "
             "streaming so that captions can be edited"
         )
     return record.mismatched

@@ -17,13 +17,14 @@ from diffalign.data.file_tables import (
     read_captions,
     read_image_folder,
     read_label_folders,
+    refuse_lone_label_folder,
 )
 from diffalign.data.hf_tables import IMAGE_SUFFIXES, load_hf, load_saved, load_webdataset, table_of_dataset
 from diffalign.data.layouts import recognise
 from diffalign.data.pairing import PairingOptions
 from diffalign.data.rendered import read_rendered
 from diffalign.data.rows import apply_column_map, require_columns
-from diffalign.data.table import RowReader, Table
+from diffalign.data.table import RowReader, Table, counted
 from diffalign.errors import UserError, unknown
 from diffalign.strategies.base import DataKind
 
@@ -90,8 +91,8 @@ def _row(index: int, row: Any, kind: DataKind) -> Mapping[str, Any]:
     if isinstance(row, str) and kind == "prompts":
         return {"prompt": row}
     raise UserError(
-        f"rows, row {index} is a value of type {type(row).__name__}; expected a mapping of column to value, such as "
-        "{'prompt': 'a red circle', ...}"
+        f"rows, {counted(index)} is a value of type {type(row).__name__}; expected a mapping of column to value, "
+        "such as {'prompt': 'a red circle', ...}"
     )
 
 
@@ -208,7 +209,7 @@ def _open_annotations(source: str | Path, kind: DataKind, options: SourceOptions
         raise UserError(
             f"{path} holds {', '.join(file.name for file in files)}: name one of them, or choose with --train_split"
         )
-    return read_annotations(chosen[0])
+    return read_annotations(chosen[0], options.column_map)
 
 
 def _open_captions(source: str | Path, kind: DataKind, options: SourceOptions) -> Table:
@@ -224,7 +225,10 @@ def _open_disk(source: str | Path, kind: DataKind, options: SourceOptions) -> Ta
 
 
 def _open_image_folder(source: str | Path, kind: DataKind, options: SourceOptions) -> Table:
-    return read_image_folder(Path(source), options.default_prompt)
+    folder = Path(source)
+    if not any((folder / name).is_file() for name in METADATA_NAMES):
+        refuse_lone_label_folder(folder, kind)
+    return read_image_folder(folder, options.default_prompt, options.column_map)
 
 
 def _open_label_folders(source: str | Path, kind: DataKind, options: SourceOptions) -> Table:

@@ -26,6 +26,8 @@ CANONICAL = frozenset({
     "mismatched", "metadata",
 })  # fmt: skip
 _PREFERENCES = ("winner", "ranking", "scores", "label")
+COMPARING: frozenset[DataKind] = frozenset({"pairs", "caption_pairs", "unpaired", "ranked_lists"})
+"""Kinds that need to be told which images are better."""
 
 
 def apply_column_map(row: Mapping[str, Any], column_map: Mapping[str, str]) -> dict[str, Any]:
@@ -54,7 +56,7 @@ def require_columns(columns: Collection[str], column_map: Mapping[str, str], kin
             )
     present = set(apply_column_map(dict.fromkeys(columns), column_map))
     needed = ["prompt"] if kind == "prompts" else ["prompt", "images"]
-    if kind in {"pairs", "caption_pairs", "unpaired", "ranked_lists"}:
+    if kind in COMPARING:
         needed.append("winner")
     for name in needed:
         if not _offers(present, name):

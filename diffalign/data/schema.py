@@ -222,6 +222,10 @@ class StreamSet:
     notes: Mapping[str, int] = field(default_factory=dict)
 
 
+SKIPPED = "examples with unreadable images skipped"
+"""A reason among notes."""
+
+
 def describe_notes(notes: Mapping[str, int]) -> str:
     """Return counts as words, for example ``12 rows: ties dropped``."""
     return "; ".join(f"{count} {reason}" for reason, count in notes.items()) or "nothing left out"

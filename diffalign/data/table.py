@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ class Table:
         streams: rows come from a stream and can be many; nothing may gather them.
         held_out: held-out captions and their judges, where the source has them.
         notes: reason -> number of things the reader left out.
+        lines: number of the line each row begins in, where the source is a file of lines.
     """
 
     name: str
@@ -35,6 +36,17 @@ class Table:
     streams: bool = False
     held_out: Callable[[str, int, int], HeldOut] | None = None
     notes: Mapping[str, int] = field(default_factory=dict)
+    lines: Sequence[int] | None = None
+
+    def where(self, index: int) -> str:
+        """Name a row, counted from 0, in messages: by the line it begins in where there are lines."""
+        place = counted(index) if self.lines is None else f"line {self.lines[index]}"
+        return f"{self.name}, {place}"
+
+
+def counted(index: int) -> str:
+    """Name a row that no editor numbers."""
+    return f"row {index} (counted from 0)"
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ class RowReader:
         Raises:
             UserError: naming the row and what is wrong with it.
         """
-        where = f"{self.table.name}, row {index}"
+        where = self.table.where(index)
         if self.layout is not None:
             try:
                 row = {"id": row.get("id"), **self.layout.convert(row)}

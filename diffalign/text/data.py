@@ -97,7 +97,7 @@ def load_text_pairs(source: Any, options: SourceOptions | None = None) -> TextSe
     _require(columns, table, options.column_map)
     notes: Counter[str] = Counter()
     rows = (apply_column_map(row, options.column_map) for row in table.rows())
-    found = (_example(row, index, table.name, notes) for index, row in enumerate(rows))
+    found = (_example(row, index, table, notes) for index, row in enumerate(rows))
     examples = list(itertools.islice((e for e in found if e is not None), options.max_samples or None))
     empty = TextSet("pairs", (), BUNDLED_PREFERENCES if bundled else table.name, bundled=bundled)
     return empty.with_examples(examples, notes)
@@ -152,7 +152,7 @@ def _require(columns: set[str], table: Table, column_map: Mapping[str, str]) -> 
         )
 
 
-def _example(row: Mapping[str, Any], index: int, source: str, notes: Counter[str]) -> TextExample | None:
+def _example(row: Mapping[str, Any], index: int, table: Table, notes: Counter[str]) -> TextExample | None:
     try:
         chosen, rejected = _text(row["chosen"], "chosen"), _text(row["rejected"], "rejected")
         if chosen == rejected:
@@ -168,7 +168,7 @@ def _example(row: Mapping[str, Any], index: int, source: str, notes: Counter[str
             if not value:
                 raise UserError(f"{name} has no completion after the prompt that both share")
     except UserError as error:
-        raise UserError(f"{source}, row {index}: {error}") from None
+        raise UserError(f"{table.where(index)}: {error}") from None
     identity = str(row["id"]) if row.get("id") is not None else f"row-{index}"
     return TextExample(identity, prompt, (chosen, rejected), _fields(row))
 

@@ -81,8 +81,8 @@ DATA: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
     "missing column": ([{"prompt": "a", "winner": 0}], ["pairs.jsonl", "images", "prompt, winner"]),
     "empty data": ([], ["pairs.jsonl", "is empty: it holds no row"]),
     "all ties": ([pair(0, winner=None), pair(1, winner=None)], ["nothing to train on is left", "2 ties dropped"]),
-    "zero-length prompt": ([pair(0), pair(1, prompt="")], ["pairs.jsonl, row 1", "prompt is empty"]),
-    "an index beyond the images": ([pair(0, winner=2)], ["pairs.jsonl, row 0", "winner is 2"]),
+    "zero-length prompt": ([pair(0), pair(1, prompt="")], ["pairs.jsonl, line 2", "prompt is empty"]),
+    "an index beyond the images": ([pair(0, winner=2)], ["pairs.jsonl, line 1", "winner is 2"]),
     "a picture that is not there": ([pair(0), pair(9)], ["18.png"]),
 }
 

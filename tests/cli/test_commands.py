@@ -114,7 +114,7 @@ def test_data_check_of_bad_data(cli, tmp_path: Path) -> None:
     answer = cli("data", "check", write_jsonl(tmp_path / "pairs.jsonl", rows))
     assert answer.status == 1
     assert "not usable as pairs" in answer.out
-    assert "bad rows: 1; the first: pairs.jsonl, row 0: winner is 2" in answer.out
+    assert "bad rows: 1; the first: pairs.jsonl, line 1: winner is 2" in answer.out
     assert "cut.png" in answer.out
 
 

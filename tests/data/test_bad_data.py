@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from diffalign.data.check import check_dataset
@@ -10,6 +12,7 @@ from diffalign.data.load import drop_unreadable, load_examples, with_aspect_buck
 from diffalign.data.readers import SourceOptions
 from diffalign.data.schema import Example, ExampleSet, kind_info
 from diffalign.errors import UserError
+from diffalign.strategies.registry import get_method
 from tests.data.support import broken, encoded, pair, source, write_images, write_jsonl
 
 
@@ -22,8 +25,8 @@ def rows(*winners, prompt="x"):
     [
         ([], {}, "it has: no columns at all"),
         (rows(None, None), {}, r"nothing to train on is left \(2 ties dropped\)"),
-        (rows(0, 1, prompt=""), {}, "rows, row 0: prompt is empty"),
-        (rows(0, 7), {}, "rows, row 1: winner is 7"),
+        (rows(0, 1, prompt=""), {}, r"rows, row 0 \(counted from 0\): prompt is empty"),
+        (rows(0, 7), {}, r"rows, row 1 \(counted from 0\): winner is 7"),
         (rows(0), {"column_map": {"prompt": "captoin"}}, "no column 'captoin'"),
         ("no/such/folder", {}, "there is no data set at 'no/such/folder'"),
         ("./missing.jsonl", {}, "there is no data set at './missing.jsonl'"),
@@ -137,13 +140,59 @@ def test_the_check_names_the_first_bad_row_and_image(tmp_path):
     report = check_dataset(path, "pairs")
     assert not report.ok
     assert (report.rows, report.examples, report.bad_rows, report.unreadable) == (5, 1, 2, 1)
-    assert report.first_bad_row.startswith("pairs.jsonl, row 2: winner is 5")
+    assert report.first_bad_row.startswith("pairs.jsonl, line 3: winner is 5")
     assert "3.png" in report.first_unreadable
-    assert report.notes == {"ties dropped": 1}
+    assert report.notes == {"ties dropped": 1, "examples with unreadable images skipped": 1}
     assert report.image_sizes == {(12, 12): 5}
     lines = "\n".join(report.lines())
     assert "pairs.jsonl: not usable as pairs" in lines
-    assert "rows: 5; examples: 1; 1 ties dropped" in lines
+    assert "rows: 5; examples: 1; 1 ties dropped; 1 examples with unreadable images skipped" in lines
+
+
+def test_the_check_does_not_say_that_nothing_is_left_out_above_faults(tmp_path):
+    write_images(tmp_path, ["0.png", "1.png", "2.png"])
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    # only the best and the worst of a list make the pair: the unreadable one costs no example
+    row = {"prompt": "x", "images": ["0.png", "1.png", "2.png"], "scores": [2, 0, 1]}
+    report = check_dataset(write_jsonl(tmp_path / "pairs.jsonl", [row]), "pairs")
+    assert (report.examples, report.unreadable, report.notes) == (1, 1, {})
+    assert "nothing left out" not in "\n".join(report.lines())
+    report = check_dataset(write_jsonl(tmp_path / "pairs.jsonl", [{**row, "scores": [2, 0]}]), "pairs")
+    assert "nothing left out" not in "\n".join(report.lines())
+    assert "nothing left out" in "\n".join(check_dataset(rows(0), "pairs").lines())
+
+
+def test_rows_are_named_by_the_lines_of_their_file(tmp_path):
+    write_images(tmp_path, ["0.png", "1.png"])
+    bad = {"prompt": "", "images": ["0.png", "1.png"], "winner": 0}
+    good = {**bad, "prompt": "x"}
+    (tmp_path / "a.jsonl").write_text(f"\n{json.dumps(good)}\n\n{json.dumps(bad)}\n")
+    (tmp_path / "b.csv").write_text('prompt,image_0,image_1,winner\n"two\nlines",0.png,1.png,0\n\n ,0.png,1.png,1\n')
+    (tmp_path / "c.json").write_text(json.dumps([good, bad]))
+    places = {"a.jsonl": "a.jsonl, line 4", "b.csv": "b.csv, line 5", "c.json": "c.json, row 1 (counted from 0)"}
+    for name, place in places.items():
+        report = check_dataset(tmp_path / name, "pairs")
+        assert report.first_bad_row.startswith(f"{place}: prompt is empty"), report.first_bad_row
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in (good, bad)))
+    with pytest.raises(UserError, match=r"metadata\.jsonl, line 2: prompt is empty"):
+        load_examples(tmp_path, "pairs", SourceOptions(data_format="image_folder"))
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "x", "images": ["0.png"], "winner": 0}))
+    report = check_dataset(tmp_path / "a.jsonl", "pairs")
+    assert report.first_bad_row.startswith("a.jsonl, line 1: record 'row-0' has 1 image(s)")
+
+
+def test_liked_pictures_alone(tmp_path):
+    write_images(tmp_path, ["liked/0.png"])
+    options = SourceOptions(default_prompt="a cat")
+    assert get_method("sft").strategy.spec.data == "winners"
+    assert len(load_examples(tmp_path, "winners", options)) == 1
+    for kind in ("pairs", "unpaired"):
+        with pytest.raises(UserError, match=rf"no folder 'disliked' beside it, and {kind} need both: .*such as sft"):
+            check_dataset(tmp_path, kind, options)
+    (tmp_path / "liked").rename(tmp_path / "disliked")
+    with pytest.raises(UserError, match="no folder 'liked' beside it: no method learns from disliked pictures alone"):
+        load_examples(tmp_path, "winners", options)
+    assert len(load_examples(tmp_path, "prompts", options)) == 1
 
 
 def test_the_check_accepts_good_data_and_refuses_ties_throughout():

@@ -308,7 +308,7 @@ def test_bundled_captions_bring_what_the_verifier_reads():
 def test_captions_alone_are_enough_where_no_more_is_wanted():
     examples = load_examples(["a red cat", "a blue dog"], "prompts").examples
     assert [example.prompts[0] for example in examples] == ["a red cat", "a blue dog"]
-    with pytest.raises(UserError, match="rows, row 0 is a value of type str; expected a mapping"):
+    with pytest.raises(UserError, match=r"rows, row 0 \(counted from 0\) is a value of type str; expected a mapping"):
         load_examples(["a red cat"], "pairs")
-    with pytest.raises(UserError, match="rows, row 1 is a value of type int"):
+    with pytest.raises(UserError, match=r"rows, row 1 \(counted from 0\) is a value of type int"):
         load_examples(["a red cat", 7], "prompts")

@@ -146,12 +146,12 @@ def test_the_loader_of_images_takes_text_as_it_is() -> None:
     ("rows", "message"),
     [
         ([{"prompt": "hi", "chosen": "a", "better": "b"}], "has no column 'rejected'.*--column_map"),
-        ([{"prompt": "hi", "chosen": "a", "rejected": " "}], "row 0: rejected is empty"),
-        ([{"prompt": "hi", "chosen": "a", "rejected": 3}], "row 0: rejected is '3' of type int"),
+        ([{"prompt": "hi", "chosen": "a", "rejected": " "}], r"row 0 \(counted from 0\): rejected is empty"),
+        ([{"prompt": "hi", "chosen": "a", "rejected": 3}], r"row 0 \(counted from 0\): rejected is '3' of type int"),
         ([{"prompt": "hi", "chosen": "a", "rejected": [{"role": "user"}]}], "list of messages"),
         ([{"prompt": "hi", "chosen": "a", "rejected": "a"}], "pairs of equal completions dropped"),
         ([{"prompt": "hi", "chosen": "a", "rejected": [says("user", "x")]}], "mix plain text and conversations"),
-        ([{"chosen": "a", "rejected": "b"}], "row 0: chosen and rejected share no beginning"),
+        ([{"chosen": "a", "rejected": "b"}], r"row 0 \(counted from 0\): chosen and rejected share no beginning"),
     ],
 )
 def test_bad_rows_are_named(rows: list[dict[str, Any]], message: str) -> None:
