@@ -146,6 +146,7 @@ _ON_SMALL_FILES = {
     "max_train_steps": 60,
 }
 _SHORT = {"max_train_steps": 60}
+_TRUE_PICTURES = {"dataset_name": "rendered"}
 _WARM_STEPS = 150
 _FROM_PAIRS = {"beta": 1000.0, "train_batch_size": 8, "lr_scheduler": "constant_with_warmup"}
 _WARM = {**_FROM_PAIRS, "warm_start": "diffusion_dpo", "warm_start_steps": _WARM_STEPS, "max_train_steps": 180}
@@ -162,13 +163,14 @@ VARIANTS: dict[str, Entry] = {
     "ddpo_pickscore": Entry("ddpo", options={"rewards": PROXY, "max_train_steps": 100}),
     "ddpo_10x": Entry("ddpo", options=_SHORT, learning_rate_factor=10.0),
     "prdp_10x": Entry("prdp", options=_SHORT, learning_rate_factor=10.0),
+    **{f"{method}_rendered": Entry(method, options=_TRUE_PICTURES) for method in ("sft", "seppo", "dro")},
     **_INVERSIONS,
     "inversion_start": Entry("diffusion_dpo", options={**_FROM_PAIRS, "max_train_steps": _WARM_STEPS}),
     "inversion_start_longer": Entry("diffusion_dpo", options={**_FROM_PAIRS, "max_train_steps": 850}),
 }
 """Rows beside a method's own: DDPO's first task; the claims of papers (DDPO on AlignProp's reward, with eight times its
 images; ten times the learning rate, which shows itself soon); Inversion-DPO's forms, what they start from, and as much
-time spent on more of that."""
+time spent on more of that; methods that imitate winners, on true pictures instead of the start's own samples."""
 
 
 def entries() -> dict[str, Entry]:
