@@ -26,12 +26,19 @@ class Meeting(Processes):
         self.rank, self.world_size = rank, len(boxes)
         self._boxes, self._barrier = boxes, barrier
 
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
     def exchange(self, value: Any) -> list[Any]:
         self._boxes[self.rank] = value
         self._barrier.wait()
         found = list(self._boxes)
         self._barrier.wait()
         return found
+
+    def wait(self) -> None:
+        self._barrier.wait()
 
     def table(self, row: list[float]) -> list[list[float]]:
         return self.exchange(row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def build_run(
             config=flat,
             metadata={"method": method.name},
             header=header,
-            card=lambda summary: model_card(method.name, method.paper, domain.library, flat, summary),
+            card=partial(model_card, method.name, method.paper, domain.library, flat),
         )
         if processes.shards > 1:  # the last thing before training: all parameters are there, and identified
             shard(networks_of(ctx), processes.device, processes.shards)

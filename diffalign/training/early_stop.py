@@ -34,6 +34,11 @@ class EarlyStop:
         """Whether the run should end."""
         return self._waited >= self._patience
 
+    @property
+    def best_step(self) -> int:
+        """The step of the best value; its weights are the ones that are kept."""
+        return self._best_step
+
     def look(self, step: int, value: float | None) -> None:
         """Take a value in, measured with the weights that the parameters hold now; None where nothing is watched.
 

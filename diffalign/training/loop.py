@@ -64,16 +64,16 @@ class RunRecord:
     Args:
         identity: what a checkpoint must share with the run that continues it.
         config: all options under their outside names.
-        metadata: text for the header of exported weights.
+        metadata: text for the header of exported weights; how far the run has come is added.
         header: lines printed at the start.
-        card: makes the model card from the figures measured at the end.
+        card: makes the model card from the figures measured at the end, the steps done and those planned.
     """
 
     identity: RunIdentity
     config: Mapping[str, Any]
     metadata: Mapping[str, str] = field(default_factory=dict)
     header: Sequence[str] = ()
-    card: Callable[[Mapping[str, Any]], str] | None = None
+    card: Callable[[Mapping[str, Any], int, int], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ class RunResult:
         steps: optimizer steps done in all.
         metrics: those of the last logging interval.
         summary: figures measured before and after, where the data allow any.
-        interrupted: name of the signal that ended the run early, or None.
+        interrupted: name of the signal that ended the run early, or None; its weights and a checkpoint are there, its
+            figures are not.
         stopped_early: a held-out reward ended the run; known to the main process.
     """
 
@@ -162,12 +163,14 @@ class Trainer:
                 if not self.ctx.step:
                     self._watch_over(lambda observer: observer.before(self._folder))
                 metrics = self._train(trackers, stop)
-            self._save()
+                self._save()
+                self._export()
+                signal = self._first_heard(stop)
             summary: dict[str, Any] = {}
-            if not stop.requested:
+            if signal is None:
                 with self._shown():
                     summary = self._observe(lambda o: o.after(self.ctx.step, self._folder, trackers)) or {}
-                self._export(summary)
+            self._write_card(summary)
         except RunStopped as stopped:
             self._save()
             raise RunStopped(f"{stopped} (the weights it ended with are in {self._folder.checkpoints})") from stopped
@@ -175,8 +178,8 @@ class Trainer:
             self.strategy.close()
             for tracker in trackers:
                 tracker.close()
-        self._say(self._farewell(stop.signal))
-        return RunResult(self._folder.path, self.ctx.step, metrics, summary, stop.signal, self._early_stop.over)
+        self._say(self._farewell(signal))
+        return RunResult(self._folder.path, self.ctx.step, metrics, summary, signal, self._early_stop.over)
 
     def _train(self, trackers: Sequence[Tracker], stop: StopRequest) -> dict[str, float]:
         ctx, run = self.ctx, self._run
@@ -243,6 +246,10 @@ class Trainer:
         except torch.OutOfMemoryError as error:
             held, shards = Networks.of(self.ctx), self._processes.shards
             raise out_of_memory(activity, held, self.trainables.count, self._record.config, shards) from error
+
+    def _first_heard(self, stop: StopRequest) -> str | None:
+        """Return the signal that any process has received: all end alike, whichever was told to."""
+        return next((name for name in self._processes.exchange(stop.signal) if name is not None), None)
 
     def _anywhere(self, flag: bool) -> bool:
         return any(row[0] for row in self._processes.table([float(flag)]))
@@ -318,18 +325,27 @@ class Trainer:
             self._processes.wait()
         return seen
 
-    def _export(self, summary: Mapping[str, Any]) -> None:
-        main = self._processes.is_main
+    def _export(self) -> None:
+        """Write the weights as they are used, whether the run has come to its end or was stopped."""
+        main, ctx = self._processes.is_main, self.ctx
+        metadata = {"train_steps": str(self._exported_step), "max_train_steps": str(ctx.total_steps)}
         with self._shown():
             if self.strategy.spec.trains == "policy":
-                with saved_whole(self.ctx.policy.module, keep=main):
+                with saved_whole(ctx.policy.module, keep=main):
                     if main:
-                        self.ctx.policy.save(self._folder.path, self._record.metadata)
+                        ctx.policy.save(self._folder.path, {**self._record.metadata, **metadata})
             if main:
-                self.strategy.export(self.ctx, self._folder.path)
-        if main and self._record.card is not None:
-            self._folder.write_card(self._record.card(summary))
+                self.strategy.export(ctx, self._folder.path)
         self._processes.wait()
+
+    def _write_card(self, summary: Mapping[str, Any]) -> None:
+        if self._processes.is_main and self._record.card is not None:
+            self._folder.write_card(self._record.card(summary, self._exported_step, self.ctx.total_steps))
+
+    @property
+    def _exported_step(self) -> int:
+        """The step whose weights are exported."""
+        return self._early_stop.best_step if self._early_stop.over else self.ctx.step
 
     def _shown(self) -> Any:
         """Hold the weights that are looked at and exported: the best of an ended run, else the moving average."""
@@ -342,9 +358,10 @@ class Trainer:
         if signal is None:
             why = f"; {self._early_stop.describe()}" if self._early_stop.over else ""
             return f"done: {self.ctx.step} steps{why}; results in {self._folder.path}"
+        folder = self._folder.path
         return (
-            f"{signal} received: saved after step {self.ctx.step}; continue with "
-            f"--output_dir {self._folder.path} --resume_from_checkpoint latest"
+            f"{signal} received: stopped after step {self.ctx.step} of {self.ctx.total_steps}; the weights so far are "
+            f"in {folder}; continue with the same command and --output_dir {folder} --resume_from_checkpoint latest"
         )
 
     def _say(self, *lines: str) -> None:

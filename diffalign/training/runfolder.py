@@ -59,16 +59,18 @@ class Claim:
 
 
 def claim_folder(output_dir: str, method: str, resume: str | None) -> Claim:
-    """Choose the folder of a run as :func:`choose_folder` does and, for a new run, make it its own.
+    """Choose the folder of a run as :func:`choose_folder` does and make it its own.
 
-    Of runs that start together one gets a folder; the others get the next number, or are refused where
-    ``output_dir`` names it. What a run left there that ended before its first checkpoint is removed.
+    Of new runs that start together one gets a folder; the others get the next number, or are refused where
+    ``output_dir`` names it. What a run left there that ended before its first checkpoint is removed. A run is continued
+    once at a time.
 
     Raises:
         UserError: as :func:`choose_folder`; if another run has the folder, or it cannot be written.
     """
     if resume is not None:
-        return Claim(choose_folder(output_dir, method, resume))
+        folder = choose_folder(output_dir, method, resume)
+        return Claim(folder, handle=_lock(folder, "end that run first, or wait for it"))
     try:
         while True:
             folder = choose_folder(output_dir, method, None)
@@ -174,7 +176,15 @@ def environment() -> dict[str, Any]:
     }
 
 
-def model_card(method: str, paper: str, library: str, config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+def model_card(
+    method: str,
+    paper: str,
+    library: str,
+    config: Mapping[str, Any],
+    results: Mapping[str, Any],
+    steps: int,
+    planned_steps: int,
+) -> str:
     """Return the text of a run's README.
 
     Args:
@@ -182,6 +192,7 @@ def model_card(method: str, paper: str, library: str, config: Mapping[str, Any],
         library: which library loads the result.
         config: the resolved options.
         results: figures measured at the end; may be empty.
+        steps, planned_steps: optimizer steps behind the weights, and those that the run was to take.
     """
     base = config["pretrained_model_name_or_path"]
     shown = ("dataset_name", "max_train_steps", "learning_rate", "rank", "global_batch_pairs", "seed")
@@ -193,7 +204,7 @@ def model_card(method: str, paper: str, library: str, config: Mapping[str, Any],
         "---",
         f"# {base}, aligned with {method}",
         "",
-        f"Trained with diffalign's `{method}` ({paper or 'no paper'}).",
+        f"Trained with diffalign's `{method}` ({paper or 'no paper'}) for {steps} of {planned_steps} optimizer steps.",
         "",
         "| option | value |",
         "|---|---|",
@@ -215,7 +226,7 @@ def _next_free(method: str) -> Path:
 
 def _locked(folder: Path, method: str, made: bool) -> Claim:
     """Lock a folder that is there, and clear it of what a failed run has left."""
-    claim = Claim(folder, made, handle := _lock(folder))
+    claim = Claim(folder, made, handle := _lock(folder, "choose another folder"))
     with claim.released(always=False):
         if not made:  # only under the lock does it stay as it is seen
             _refuse_if_used(folder, method, may_clear=handle is not None)
@@ -226,8 +237,12 @@ def _locked(folder: Path, method: str, made: bool) -> Claim:
     return claim
 
 
-def _lock(folder: Path) -> int | None:
-    """Lock a folder until its handle is closed; return None where the system cannot."""
+def _lock(folder: Path, advice: str) -> int | None:
+    """Lock a folder until its handle is closed; return None where the system cannot.
+
+    Raises:
+        UserError: if a run has it; ``advice`` says what to do then.
+    """
     if sys.platform == "win32":
         return None
     import fcntl
@@ -237,7 +252,7 @@ def _lock(folder: Path) -> int | None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(handle)
-        raise UserError(f"--output_dir {folder} is in use by a run that is going on: choose another folder") from error
+        raise UserError(f"--output_dir {folder} is in use by a run that is going on: {advice}") from error
     except OSError:  # some network file systems lock nothing
         os.close(handle)
         return None

@@ -27,12 +27,13 @@ def toy_trainer(
     optim: OptimOptions = OPTIM,
     source: Any = None,
     identity: RunIdentity | None = None,
+    processes: Processes | None = None,
     **run: Any,
 ) -> Trainer:
     """Make a run of a fake method; ``run`` are options of the run."""
-    processes = Processes()
+    processes = processes or Processes()
     strategy = strategy or RunningStatistic()
-    ctx = Context(policy=ToyPolicy(), reduce=processes.sum, total_steps=steps)
+    ctx = Context(policy=ToyPolicy(), reduce=processes.sum, total_steps=steps, rank=processes.rank)
     strategy.build(ctx)
     return Trainer(
         strategy,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -99,6 +101,30 @@ def test_the_folder_of_a_going_run_is_refused(tmp_path: Path) -> None:
         assert folder.exists() == (folder == tmp_path)  # what the claim made goes, as nothing came into it
 
 
+def test_a_run_is_continued_once_at_a_time(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    first = claim_folder(str(tmp_path / "run"), "inpo", "latest")
+    with pytest.raises(UserError, match="in use by a run that is going on: end that run first"):
+        claim_folder(str(tmp_path / "run"), "inpo", "latest")
+    first.release()
+    claim_folder(str(tmp_path / "run"), "inpo", "latest").release()
+    assert (tmp_path / "run" / "config.yaml").is_file()
+
+
+def test_a_killed_continuation_holds_nothing(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    script = "import sys, time\nfrom diffalign.training.runfolder import claim_folder\n"
+    script += "claim = claim_folder(sys.argv[1], 'inpo', 'latest')\nprint('claimed', flush=True)\ntime.sleep(60)\n"
+    command = [sys.executable, "-c", script, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "claimed\n"
+        with pytest.raises(UserError, match="in use by a run"):
+            claim_folder(str(tmp_path / "run"), "inpo", "latest")
+        process.kill()
+    claim_folder(str(tmp_path / "run"), "inpo", "latest").release()
+
+
 def test_a_run_without_checkpoint_leaves_its_folder_free(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     first = claim_folder(str(folder), "inpo", None)
@@ -132,9 +158,10 @@ def test_unwritable_folder_is_one_message(tmp_path: Path) -> None:
 def test_environment_and_card() -> None:
     assert environment()["packages"]["safetensors"] != "not installed"
     config = {"pretrained_model_name_or_path": "tiny-sd", "seed": 3}
-    card = model_card("inpo", "A paper", "diffusers", config, {"win_rate": 0.6})
+    card = model_card("inpo", "A paper", "diffusers", config, {"win_rate": 0.6}, 10, 40)
     assert "library_name: diffusers" in card
     assert "base_model: tiny-sd" in card
+    assert "for 10 of 40 optimizer steps" in card
     assert "| seed | 3 |" in card
     assert '"win_rate": 0.6' in card
 
