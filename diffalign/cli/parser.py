@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,10 +16,11 @@ from jsonargparse import ArgumentParser, Namespace
 from diffalign.errors import UserError, nearest, unknown
 from diffalign.strategies.registry import Method, get_method, list_methods, load_method_file
 from diffalign.training.config import GROUPS, TrainConfig
-from diffalign.training.resolve import read_yaml, resolve_defaults
+from diffalign.training.presets import read_yaml
+from diffalign.training.resolve import DECIDING, resolve_defaults
 
 MAIN_OPTIONS = (
-    "method", "config", "print_config", "pretrained_model_name_or_path", "dataset_name", "output_dir",
+    "method", "config", "print_config", "pretrained_model_name_or_path", "preset", "dataset_name", "output_dir",
     "max_train_steps", "learning_rate", "global_batch_pairs", "train_batch_size", "rank", "mixed_precision",
     "resume_from_checkpoint", "report_to", "seed",
 )  # fmt: skip
@@ -37,8 +38,14 @@ class TrainParser(ArgumentParser):
         sys.exit(2)
 
 
-def build_parser(method: Method, model: str | None, prog: str) -> TrainParser:
-    """Build the parser of a method: its own options first, then those of every run, with the preset's defaults."""
+def build_parser(method: Method, said: Mapping[str, Any], prog: str) -> TrainParser:
+    """Build the parser of a method: its own options first, then those of every run, with the preset's defaults.
+
+    Args:
+        method: the method.
+        said: what the user says of the options that decide the defaults of others.
+        prog: the program's name in messages.
+    """
     about = f"{method.name}: {method.summary}. {method.paper}."
     parser = TrainParser(prog=prog, description=about, allow_abbrev=False)
     parser.add_argument(
@@ -50,7 +57,7 @@ def build_parser(method: Method, model: str | None, prog: str) -> TrainParser:
     for title, group in groups.items():
         parser.add_class_arguments(group, as_group=True)
         parser._action_groups[-1].title = title if title not in GROUPS else f"{title} options"
-    parser.set_defaults(resolve_defaults(method.name, model))
+    parser.set_defaults(resolve_defaults(method.name, said.get("pretrained_model_name_or_path"), said))
     return parser
 
 
@@ -75,7 +82,7 @@ def parse_train(argv: Sequence[str], modality: str, prog: str) -> TrainConfig:
         names = ", ".join(m.name for m in list_methods(modality))
         raise UserError(f"--method is missing; choose one of: {names}")
     method = _method_for(peeked["method"], modality)
-    parser = build_parser(method, peeked.get("pretrained_model_name_or_path"), prog)
+    parser = build_parser(method, peeked, prog)
     values = _as_dict(parser.parse_args(_spelled_out(argv, method.strategy.Config)))
     for extra in ("config", "method_file", "method"):
         values.pop(extra, None)
@@ -99,7 +106,7 @@ def _method_for(name: str, modality: str) -> Method:
 def overview(modality: str, prog: str) -> str:
     """Help without a method: what there is, the options used most, where to read on."""
     methods = list_methods(modality)
-    parser = build_parser(methods[0], None, prog)
+    parser = build_parser(methods[0], {}, prog)
     lines = [f"usage: {prog} --method NAME [options]", "", "methods:"]
     lines += [f"  {m.name:<18} {m.summary}" for m in methods]
     lines += ["", "main options:"]
@@ -118,7 +125,7 @@ def overview(modality: str, prog: str) -> str:
 
 def _peek(argv: Sequence[str]) -> dict[str, Any]:
     """Read what decides the parser itself, from the command line and from a configuration file named on it."""
-    wanted = ("method", "method_file", "pretrained_model_name_or_path", "config")
+    wanted = ("method", "method_file", "config", *DECIDING)
     found: dict[str, Any] = {}
     for index, word in enumerate(argv):
         for name in wanted:

@@ -17,6 +17,8 @@ class ModelOptions:
 
     Args:
         pretrained_model_name_or_path: hub name, local folder, run folder, or a bundled name such as "tiny-sd".
+        preset: published hyper-parameters to start from (docs/recipes.md): sd15, sdxl, sd3, or a bundled model's; where
+            it is not given, those of the model's name; "none" for none.
         revision: revision on the hub.
         variant: weight file variant, for example "fp16".
         drop_text_encoder_3: train and sample Stable Diffusion 3 without its third text encoder (T5).
@@ -32,6 +34,7 @@ class ModelOptions:
     """
 
     pretrained_model_name_or_path: str = "tiny-sd"
+    preset: str = "none"
     revision: str | None = None
     variant: str | None = None
     drop_text_encoder_3: bool = False

@@ -1,23 +1,22 @@
-"""From what a user says to a whole configuration: defaults, then the model's preset, then the user's own options."""
+"""From what a user says to a whole configuration: defaults, then a preset, then the user's own options."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from diffalign.errors import UserError
 from diffalign.strategies.base import Spec
 from diffalign.strategies.registry import get_method
 from diffalign.training.config import GROUPS, ModelOptions, TrainConfig, option_defaults
 from diffalign.training.launch import launched_precision
 from diffalign.training.option_types import check_types
+from diffalign.training.presets import NONE, find_preset
 
-PRESETS = Path(__file__).resolve().parent.parent / "presets"
-COMMON = "_common"
+_SAYS_OTHERWISE = {"gradient_accumulation_steps": "global_batch_pairs", "num_train_epochs": "max_train_steps"}
+"""Option -> another that says the same: a preset's value of the latter goes where a user gives the former."""
+DECIDING = ("pretrained_model_name_or_path", "preset", "train_mode", *_SAYS_OTHERWISE)
+"""Options that decide which defaults the others have."""
 
 
 def default_model(spec: Spec) -> str:
@@ -26,52 +25,33 @@ def default_model(spec: Spec) -> str:
     return spec.bundled_model or usual
 
 
-def preset_options(model: str, method: str) -> dict[str, Any]:
-    """Return the options published with the package for a model and a method; empty when there are none.
+def resolve_defaults(method: str, model: str | None = None, said: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return every option of a run with its default: the preset's, the launcher's mixed precision.
 
-    Presets are YAML files ``diffalign/presets/<model>/<method>.yaml`` over ``<model>/_common.yaml``. They exist for
-    bundled models by name only: nothing is guessed from paths.
-    """
-    folder = PRESETS / model
-    if "/" in model or not folder.is_dir():
-        return {}
-    options: dict[str, Any] = {}
-    for name in (COMMON, method):
-        path = folder / f"{name}.yaml"
-        if path.is_file():
-            options.update(read_yaml(path))
-    return options
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a flat mapping of options.
+    Args:
+        method: the method's name.
+        model: name or path; None for the method's bundled one.
+        said: those of :data:`DECIDING` that the user gives.
 
     Raises:
-        UserError: if the file is missing or holds anything but a mapping.
+        UserError: for a preset that is asked for and does not exist, or is not for this method or mode.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise UserError(f"no configuration file at {path}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a mapping of options to values, not a {type(values).__name__}")
-    return values
-
-
-def resolve_defaults(method: str, model: str | None = None) -> dict[str, Any]:
-    """Return every option of a run with its default: the preset's of its model, the launcher's mixed precision."""
     record = get_method(method)
-    model = model or default_model(record.strategy.spec)
+    model, said = model or default_model(record.strategy.spec), said or {}
     defaults = option_defaults(record.strategy.Config)
-    preset = preset_options(model, method)
-    strange = sorted(set(preset) - set(defaults))
-    if strange:
-        raise ValueError(f"preset {model}/{method} names options that do not exist: {strange}")
+    mode = said.get("train_mode") or defaults["train_mode"]
+    preset = find_preset(model, method, mode, said.get("preset"))
+    options = dict(preset.options) if preset else {}
+    strange = sorted(set(options) - set(defaults))
+    if preset and strange:
+        raise ValueError(f"preset {preset.name}/{method} names options that do not exist: {strange}")
+    for given, left in _SAYS_OTHERWISE.items():
+        if said.get(given) not in (None, 0, "0"):
+            options.pop(left, None)
     launched = launched_precision(os.environ)
     at_launch = {"mixed_precision": launched} if launched else {}
-    return {**defaults, "pretrained_model_name_or_path": model, **preset, **at_launch}
+    named = {"pretrained_model_name_or_path": model, "preset": preset.name if preset else NONE}
+    return {**defaults, **named, **options, **at_launch}
 
 
 def resolve_config(method: str, options: Mapping[str, Any]) -> TrainConfig:
@@ -82,11 +62,11 @@ def resolve_config(method: str, options: Mapping[str, Any]) -> TrainConfig:
         options: outside name -> value, only those that differ from the defaults; paths may be ``Path`` objects.
 
     Raises:
-        UserError: for unknown methods and options, values of a wrong type, and contradictions.
+        UserError: for unknown methods, options and presets, values of a wrong type, and contradictions.
     """
     options = {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in options.items()}
     own = get_method(method).strategy.Config
     for part in (own, *GROUPS.values()):
         check_types(part, options)
-    defaults = resolve_defaults(method, options.get("pretrained_model_name_or_path"))
+    defaults = resolve_defaults(method, options.get("pretrained_model_name_or_path"), options)
     return TrainConfig.from_flat(method, own, {**defaults, **options})

@@ -6,7 +6,8 @@ The rule: blocks marked ``bash`` and ``python`` run in their order, in one folde
 - runs: whatever trains gets the options of :data:`SHORT` on top, so that two steps are taken, and ``accelerate launch
   train_scripts/X.py`` becomes a call in this process; so does ``python eval/X.py``, and what
   draws there draws a few images only;
-- models of a hub: ``--pretrained_model_name_or_path OWNER/NAME`` becomes the bundled model, for nothing is fetched;
+- what lies on a hub: ``--pretrained_model_name_or_path OWNER/NAME`` becomes the bundled model, and ``--dataset_name
+  OWNER/NAME`` the reader's pairs, for nothing is fetched;
 - set-up: ``. train_scripts/setup.sh`` and ``pip install`` have been done, and ``pytest`` is what is running.
 
 A Python block whose preceding text ends in "save it as `NAME`" is written to that file instead.
@@ -47,7 +48,8 @@ FEW = {
 ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SAVED = re.compile(r"save it as\s+`([\w.]+)`\S*\s*$")
-_HUB_MODEL = re.compile(r"(--pretrained_model_name_or_path)[ =][\w.-]+/[\w.-]+")
+_HUB_MODEL = re.compile(r"(--pretrained_model_name_or_path)[ =](?!runs/)[\w.-]+/[\w.-]+")
+_HUB_DATA = re.compile(r"(--dataset_name)[ =][\w-]+/[\w-]+(?=\s|$)")
 _LAUNCH = re.compile(r"^accelerate launch(?: --\w+(?: \d+)?)* train_scripts/train(_text)?\.py\b")
 _DONE = re.compile(r"^(\. train_scripts/setup\.sh|pip install\b.*|pytest\b.*)$")
 
@@ -78,6 +80,7 @@ def commands(text: str) -> list[str]:
 def words_of(command: str) -> list[str] | None:
     """Return the words after ``diffalign`` that a command amounts to, shortened; None for any other program."""
     launch = _LAUNCH.match(command)
+    command = _HUB_DATA.sub(r"\1 my_pairs.jsonl", command)
     command = _HUB_MODEL.sub(r"\1 tiny-writer" if launch and launch[1] else r"\1 tiny-sd", command)
     launch = _LAUNCH.match(command)
     if launch:

@@ -1,0 +1,138 @@
+"""Hyper-parameters published with the package: for the bundled models, and for models that papers have trained.
+
+A preset is a folder ``diffalign/presets/<name>`` with a YAML file a method, over its ``_common.yaml``. Options that
+belong to adapters or to the training of all weights stand under ``lora`` or ``full``: the two want other learning
+rates. Every value names its source in a comment. A preset belongs to a model by the model's name, nothing is guessed
+from paths; for copies elsewhere there is ``--preset``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diffalign.bundled import is_bundled
+from diffalign.errors import UserError, unknown
+
+PRESETS = Path(__file__).resolve().parent.parent / "presets"
+NONE = "none"
+"""What ``--preset`` says for no preset at all."""
+_COMMON = "_common"
+_MODES = ("lora", "full")
+PUBLISHED: Mapping[str, tuple[str, ...]] = {
+    "sd15": (
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "runwayml/stable-diffusion-v1-5",
+        "CompVis/stable-diffusion-v1-4",
+    ),
+    "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0",),
+    "sd3": (
+        "stabilityai/stable-diffusion-3.5-medium",
+        "stabilityai/stable-diffusion-3.5-large",
+        "stabilityai/stable-diffusion-3-medium-diffusers",
+    ),
+}
+"""Preset of models that papers have trained -> their names on the hub."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a preset says for a method and a way of training.
+
+    Args:
+        name: its folder.
+        options: option -> value.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+
+
+def preset_names() -> list[str]:
+    """Return the names of all presets."""
+    return sorted(folder.name for folder in PRESETS.iterdir() if folder.is_dir())
+
+
+def preset_name(model: str, preset: str | None = None) -> str | None:
+    """Return the preset that a model is trained with; None for none.
+
+    Args:
+        model: as it is named on the command line.
+        preset: what ``--preset`` says; None where it is not given, and the model's name decides.
+
+    Raises:
+        UserError: for a preset that does not exist.
+    """
+    if preset is not None:
+        if preset not in (NONE, *preset_names()):
+            raise unknown("preset", preset, (NONE, *preset_names()))
+        return None if preset == NONE else preset
+    if is_bundled(model):
+        return model if model in preset_names() else None
+    return next((name for name, models in PUBLISHED.items() if model in models), None)
+
+
+def find_preset(model: str, method: str, train_mode: str = "lora", preset: str | None = None) -> Preset | None:
+    """Return the preset of a run; None where there is none.
+
+    Where the model's name decides, a method or a way of training that nothing was published for has none.
+
+    Args:
+        model, preset: as of :func:`preset_name`.
+        method: the method's name.
+        train_mode: "lora" or "full".
+
+    Raises:
+        UserError: for a preset that is asked for and does not exist, or has nothing for the method or the mode.
+    """
+    name = preset_name(model, preset)
+    if name is None:
+        return None
+    found = preset_options(name, method, train_mode)
+    if found is not None:
+        return Preset(name, found)
+    if preset is None:
+        return None
+    modes = [mode for mode in _MODES if preset_options(name, method, mode) is not None]
+    if modes:
+        raise UserError(f"preset {name!r} has {method!r} for --train_mode {modes[0]} only, not for {train_mode}")
+    known = ", ".join(sorted(file.stem for file in (PRESETS / name).glob("*.yaml") if file.stem != _COMMON))
+    raise UserError(f"preset {name!r} has nothing for {method!r}, only for: {known}")
+
+
+def preset_options(name: str, method: str, train_mode: str = "lora") -> dict[str, Any] | None:
+    """Return the options of a preset for a method; None where it has none for it.
+
+    A bundled model's common options serve every method; what papers publish is about single methods.
+    """
+    common, own = (_read(PRESETS / name / f"{part}.yaml") for part in (_COMMON, method))
+    if name in PUBLISHED and train_mode not in own:
+        return None
+    parts = (common, common.get(train_mode, {}), own, own.get(train_mode, {}))
+    merged = {option: value for part in parts for option, value in part.items() if option not in _MODES}
+    return merged | ({"train_mode": train_mode} if name in PUBLISHED else {})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_yaml(path) if path.is_file() else {}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a mapping of options.
+
+    Raises:
+        UserError: if the file is missing or holds anything but a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise UserError(f"no configuration file at {path}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a mapping of options to values, not a {type(values).__name__}")
+    return values

@@ -1,0 +1,162 @@
+"""Published presets: whose they are, what they hold, how a user's options go with them, and runs under them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+import diffalign
+from diffalign.cli.parser import parse_train
+from diffalign.errors import UserError
+from diffalign.training.presets import PRESETS, PUBLISHED, find_preset, preset_name, preset_names, preset_options
+from diffalign.training.resolve import resolve_config
+from tests.factories import Ripples, save_tiny
+
+FILES = sorted(path for name in PUBLISHED for path in (PRESETS / name).glob("*.yaml"))
+OF_METHODS = [path for path in FILES if path.stem != "_common"]
+MODELS = {"sd15": "sd", "sdxl": "sdxl", "sd3": "sd3"}
+CASES = [
+    (path.parent.name, path.stem, mode)
+    for path in OF_METHODS
+    for mode in ("lora", "full")
+    if mode in yaml.safe_load(path.read_text())
+]
+
+
+@pytest.mark.parametrize(("preset", "method", "mode"), CASES, ids="-".join)
+def test_a_preset_resolves_for_its_method(preset: str, method: str, mode: str) -> None:
+    """Options are known and of their types, and nothing else is said than what is in the file."""
+    stated = preset_options(preset, method, mode)
+    assert stated is not None
+    assert stated == {name: value for name, value in resolve_config(method, stated).flat().items() if name in stated}
+    config = resolve_config(method, {"preset": preset, "train_mode": mode})
+    flat = config.flat()
+    assert {name: flat[name] for name in stated} == stated
+    assert (config.model.preset, config.model.train_mode) == (preset, mode)
+    assert "learning_rate" in stated
+    assert "max_train_steps" in stated
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_file_says_where_its_values_come_from(path: Path) -> None:
+    assert path.read_text().startswith("# ")
+    values = yaml.safe_load(path.read_text())
+    for mode in ("lora", "full"):
+        assert mode not in values or "train_mode" not in values[mode]
+
+
+@pytest.mark.parametrize(
+    ("model", "preset", "expected"),
+    [
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", None, "sd15"),
+        ("runwayml/stable-diffusion-v1-5", None, "sd15"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", None, "sdxl"),
+        ("stabilityai/stable-diffusion-3.5-medium", None, "sd3"),
+        ("tiny-sd", None, "tiny-sd"),
+        ("tiny-sd", "none", None),
+        ("somebody/model", None, None),
+        ("models/runwayml/stable-diffusion-v1-5", None, None),  # nothing is guessed from a path
+        ("sdxl", None, None),
+        ("models/mine", "sdxl", "sdxl"),
+        ("runwayml/stable-diffusion-v1-5", "sdxl", "sdxl"),
+    ],
+)
+def test_whose_preset_it_is(model: str, preset: str | None, expected: str | None) -> None:
+    assert preset_name(model, preset) == expected
+
+
+def test_a_model_without_published_values_for_a_method_has_the_defaults() -> None:
+    hub = PUBLISHED["sd15"][0]
+    config = resolve_config("tdpo", {"pretrained_model_name_or_path": hub})
+    assert config.model.preset == "none"
+    assert config.optim.max_train_steps == 0
+    assert resolve_config("refl", {"pretrained_model_name_or_path": hub, "rewards": "clip"}).model.preset == "none"
+    assert find_preset(hub, "refl", "full") is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--preset", "sd51"], "unknown preset 'sd51': did you mean 'sd15'?"),
+        (["--preset", "sd3", "--train_mode", "full"], "'diffusion_dpo' for --train_mode lora only, not for full"),
+    ],
+)
+def test_presets_that_are_not_there_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        parse_train(["--method", "diffusion_dpo", *words], "image", "x")
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_methods_without_values_name_those_that_have() -> None:
+    with pytest.raises(UserError, match=r"'sd3' has nothing for 'mapo', only for: diffusion_dpo, flow_grpo"):
+        resolve_config("mapo", {"preset": "sd3"})
+
+
+def test_the_users_options_come_first() -> None:
+    words = ["--method", "diffusion_dpo", "--preset", "sd15"]
+    config = parse_train([*words, "--beta", "7", "--train_mode", "full"], "image", "x")
+    assert (config.method_config.beta, config.optim.learning_rate, config.optim.scale_lr) == (7.0, 1e-8, "linear")
+    assert config == resolve_config("diffusion_dpo", {"preset": "sd15", "beta": 7.0, "train_mode": "full"})
+
+
+def test_what_says_the_same_in_another_way_replaces_a_presets_value() -> None:
+    """Three numbers of a batch contradict each other only where a user gives all three."""
+    words = ["--method", "diffusion_dpo", "--preset", "sd15", "--gradient_accumulation_steps", "2"]
+    config = parse_train([*words, "--num_train_epochs", "3"], "image", "x")
+    assert (config.optim.gradient_accumulation_steps, config.optim.global_batch_pairs) == (2, 0)
+    assert (config.optim.num_train_epochs, config.optim.max_train_steps) == (3, 0)
+    both = parse_train([*words, "--global_batch_pairs", "8"], "image", "x")
+    assert both.optim.global_batch_pairs == 8
+
+
+def test_the_printed_configuration_names_the_preset(tmp_path: Path) -> None:
+    config = parse_train(["--method", "mapo", "--preset", "sdxl", "--rank", "2"], "image", "x")
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config.flat()))
+    assert yaml.safe_load(path.read_text())["preset"] == "sdxl"
+    assert parse_train(["--config", str(path)], "image", "x") == config
+    assert set(PUBLISHED) < set(preset_names())
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    return {preset: str(save_tiny(family, folder / family)) for preset, family in MODELS.items()}
+
+
+@pytest.mark.parametrize(
+    ("preset", "method", "changes"),
+    [
+        ("sd15", "diffusion_dpo", {}),
+        ("sd15", "diffusion_dpo", {"train_mode": "full"}),
+        ("sd15", "d3po", {"rewards": "incompressibility", "rollout_steps": 2}),
+        ("sd15", "alignprop", {"rewards": {"ripples": Ripples()}, "rollout_steps": 2}),
+        ("sd15", "dro", {"train_mode": "full", "rollout_steps": 2}),
+        ("sdxl", "mapo", {}),
+        ("sdxl", "diffusion_dpo", {"train_mode": "full"}),
+        ("sd3", "diffusion_dpo", {}),
+        ("sd3", "flow_grpo", {"rewards": "incompressibility", "rollout_steps": 2, "images_per_prompt": 2}),
+    ],
+)
+def test_two_steps_under_a_preset(
+    preset: str, method: str, changes: dict[str, Any], models: dict[str, str], pairs: str, tmp_path: Path
+) -> None:
+    """Only the size of the run is changed; half precision is for accelerators."""
+    small = {"max_train_steps": 2, "train_batch_size": 2, "global_batch_pairs": 2, "resolution": 16}
+    quiet = {"num_validation_images": 0, "mixed_precision": "no", "output_dir": str(tmp_path / "run")}
+    model = {"pretrained_model_name_or_path": models[preset], "preset": preset}
+    result = diffalign.train(
+        pairs, method=method, console=Console(file=io.StringIO()), **{**small, **quiet, **model, **changes}
+    )
+    recorded = yaml.safe_load((result.folder / "config.yaml").read_text())
+    assert result.steps == 2
+    assert recorded["preset"] == preset
+    stated = preset_options(preset, method, changes.get("train_mode", "lora")) or {}
+    kept = stated.keys() - {*small, *quiet, *changes}
+    assert {name: recorded[name] for name in kept} == {name: stated[name] for name in kept}
