@@ -53,7 +53,7 @@ def winrate(
         summary = comparison.summary(label, interval)
         summaries.append(summary)
         sys.stdout.write(
-            f"{label}: win rate {summary['win_rate']:.3f} [{summary['ci_low']:.3f}, {summary['ci_high']:.3f}] "
+            f"{label}: win rate {summary['shown']} "
             f"({summary['wins']} won, {summary['ties']} tied, {summary['losses']} lost; "
             f"mean {summary['mean_a']:.4f} against {summary['mean_b']:.4f})\n"
         )

@@ -160,7 +160,7 @@ class Comparison:
         if interval == "bootstrap":
             rows = {caption: [i for i, key in enumerate(self.keys) if key[0] == caption] for caption in captions}
             means = torch.stack([self.outcomes[index].mean() for index in rows.values()])
-            return bootstrap_mean(means[None])
+            return bootstrap_mean(means[None]).of(self.outcomes)
         if len(captions) < len(self.keys):
             raise UserError(f"the interval {interval!r} needs one image a caption; choose bootstrap")
         if interval == "exact":
@@ -184,6 +184,7 @@ class Comparison:
             "win_rate": rate.value,
             "ci_low": rate.low,
             "ci_high": rate.high,
+            "shown": str(rate),
             "interval": self.resolved(interval),
             "wins": int((outcomes == 1).sum()),
             "ties": int((outcomes == 0.5).sum()),

@@ -129,6 +129,6 @@ def as_table(results: Sequence[ModelResult]) -> str:
         cells += [f"{result.geneval:.4f}"] if result.geneval is not None else []
         for label in labels:
             rate = result.rates.get(label)
-            cells.append(f"{rate['win_rate']:.3f} [{rate['ci_low']:.3f}, {rate['ci_high']:.3f}]" if rate else "")
+            cells.append(rate["shown"] if rate else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,14 +19,30 @@ Z95 = 1.959964
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval."""
+    """A mean with its 95 % interval.
+
+    Args:
+        value, low, high: the mean, and the ends of its interval.
+        tied: of a win rate of which no comparison was decided, the number of comparisons: its ends say nothing. Else 0.
+    """
 
     value: float
     low: float
     high: float
+    tied: int = 0
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return self.shown()
+
+    def shown(self, sign: str = "") -> str:
+        """Return the figures as text, with ``sign`` "+" also where they are positive."""
+        if self.tied:
+            return f"all {self.tied} tied"
+        return f"{self.value:{sign}.3f} [{self.low:{sign}.3f}, {self.high:{sign}.3f}]"
+
+    def of(self, outcomes: Tensor) -> Estimate:
+        """Return the estimate, marked where all of the outcomes that it is the rate of are ties."""
+        return replace(self, tied=outcomes.numel() if bool((outcomes == 0.5).all()) else 0)
 
 
 def wins(candidate: Tensor, baseline: Tensor, tie_margin: float = 0.0) -> Tensor:
@@ -53,7 +69,7 @@ def win_rate(candidate: Tensor, baseline: Tensor, tie_margin: float = 0.0) -> Es
     n, p = outcome.numel(), outcome.mean().item()
     center = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 * (p * (1 - p) / n + Z95**2 / (4 * n * n)) ** 0.5 / (1 + Z95**2 / n)
-    return Estimate(p, max(0.0, center - half), min(1.0, center + half))
+    return Estimate(p, max(0.0, center - half), min(1.0, center + half)).of(outcome)
 
 
 def bootstrap_mean(values: Tensor, resamples: int = 2000, seed: int = 0) -> Estimate:
@@ -86,7 +102,7 @@ def exact_win_rate(outcomes: Tensor) -> Estimate:
     won, decided = int((outcomes == 1).sum()), n - ties
     low, high = clopper_pearson(won, decided) if decided else (0.5, 0.5)
     rate = outcomes.double().mean().item()
-    return Estimate(rate, (low * decided + ties / 2) / n, (high * decided + ties / 2) / n)
+    return Estimate(rate, (low * decided + ties / 2) / n, (high * decided + ties / 2) / n).of(outcomes)
 
 
 def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:

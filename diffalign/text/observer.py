@@ -78,7 +78,8 @@ def reward_table(comparison: TextComparison, before: TextEvaluation, after: Text
     gain, wins = comparison.gain, comparison.win_rate
     table.add_row("mean reward", f"{comparison.before:.3f}", f"{comparison.after:.3f}", "")
     table.add_row("gain", "", f"{gain.value:+.3f}", f"{gain.low:+.3f} to {gain.high:+.3f}")
-    table.add_row("win rate", "", f"{wins.value:.3f}", f"{wins.low:.3f} to {wins.high:.3f}")
+    shown = (str(wins), "") if wins.tied else (f"{wins.value:.3f}", f"{wins.low:.3f} to {wins.high:.3f}")
+    table.add_row("win rate", "", *shown)
     ended = after.by_kind()
     for kind, value in before.by_kind().items():
         table.add_row(f"  {kind}", f"{value:.3f}", f"{ended[kind]:.3f}", "")

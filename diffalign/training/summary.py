@@ -65,9 +65,9 @@ def print_table(summary: Mapping[str, Any], console: Console | None) -> None:
         table.add_row(name, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
     console.print(table)
     rate = summary["win_rate"]
+    figures = f"{rate['value']:.3f} (95 % interval {rate['low']:.3f} to {rate['high']:.3f})"
     console.print(
-        f"win rate over the start by {rate['reward']}: {rate['value']:.3f} (95 % interval {rate['low']:.3f} to "
-        f"{rate['high']:.3f})",
+        f"win rate over the start by {rate['reward']}: " + (f"all {rate['tied']} tied" if rate["tied"] else figures),
         highlight=False,
         soft_wrap=True,
     )

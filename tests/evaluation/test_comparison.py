@@ -51,6 +51,7 @@ def test_a_rate_with_its_records(script, tmp_path: Path) -> None:
 
     swapped = script("winrate", "--a", b, "--b", a, *REWARD)
     assert "win rate 0.300" in swapped.out
+    assert "win rate all 5 tied (0 won, 5 tied, 0 lost" in script("winrate", "--a", a, "--b", a, *REWARD).out
 
 
 def test_repeated_rows_are_not_counted(script, tmp_path: Path) -> None:

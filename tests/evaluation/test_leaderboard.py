@@ -173,6 +173,7 @@ def test_the_page_keeps_what_was_written_around_the_tables(tmp_path: Path) -> No
     put(shown, Cell("sft"), [2.0, 3.0, 4.0, 5.0])
     write_report(shown.rows([Cell("base"), Cell("ddpo"), Cell("sft")]), SETTINGS, page)
     text = page.read_text()
+    assert "| base | 1 | 0.500 | 2.500 |" in text  # compared with nothing: no interval
     assert "kept" in text
     assert "| sft | 1 |" in text
     assert "not bundled" not in text

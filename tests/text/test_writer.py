@@ -6,9 +6,11 @@ import random
 
 import pytest
 import torch
+from rich.console import Console
 
 from diffalign.errors import UserError
 from diffalign.text.evaluation import TextEvaluation, compare_texts, writer_evaluator
+from diffalign.text.observer import reward_table
 from diffalign.text.rewards import caption_rewards, judge_caption
 from diffalign.text.writer import meaning_of, read_caption, read_request
 from diffalign.world.grammar import prompts
@@ -87,5 +89,9 @@ def test_comparison_is_paired() -> None:
     assert comparison.gain.value == pytest.approx(0.25)
     assert 0.1 < comparison.gain.low < 0.25 < comparison.gain.high < 0.4
     assert comparison.win_rate.value == pytest.approx(0.625)
+    start = TextEvaluation([""] * 100, before, kinds)
+    console = Console(record=True)
+    console.print(reward_table(compare_texts(start, start), start, start))
+    assert "all 100 tied" in console.export_text()
     assert TextEvaluation([""] * 100, after, kinds).by_kind() == {"colors": 0.5, "position": 1.0}
     assert caption_rewards(["star :", "star :"], ["a photo of a star", "star"]).tolist() == [1.0, 0.0]

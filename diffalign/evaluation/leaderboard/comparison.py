@@ -54,9 +54,14 @@ class Row:
     older: bool = False
 
     @property
+    def is_start(self) -> bool:
+        """Whether the row is the base itself, which is compared with nothing."""
+        return self.name == self.entry.base
+
+    @property
     def verdict(self) -> str:
         """What the intervals allow to say, of the row's own reward or else of the win rate."""
-        if self.name == self.entry.base:
+        if self.is_start:
             return "the start"
         runs = self.seeds + len(self.early)
         early = [f"{self.early.count(why)} of {runs} {why}" for why in dict.fromkeys(self.early)]
@@ -108,9 +113,10 @@ def compare(
     changes = {reward: _by_caption([after - before for before, after in pairs[reward]]) for reward in pairs}
     verdicts = torch.stack([after.mean(0) for _, after in pairs["verifier"]])
     kinds = {kind: [i for i, k in enumerate(base["kinds"]) if k == kind] for kind in sorted(set(base["kinds"]))}
+    outcomes = [wins(after, before) for before, after in pairs[PROXY]]
     return Row(
         **common,
-        win_rate=bootstrap_mean(_by_caption([wins(after, before) for before, after in pairs[PROXY]])),
+        win_rate=bootstrap_mean(_by_caption(outcomes)).of(torch.cat([run.flatten() for run in outcomes])),
         means={reward: _mean([after.mean().item() for _, after in pairs[reward]]) for reward in pairs},
         changes={reward: bootstrap_mean(values) for reward, values in changes.items()},
         own=_own(scored, pairs),

@@ -66,9 +66,9 @@ def _preference_table(rows: Sequence[Row]) -> list[str]:
         [
             _name(row),
             str(row.seeds),
-            _shown(row.win_rate),
+            f"{row.win_rate.value:.3f}" if row.is_start and row.win_rate else _shown(row.win_rate),
             *(f"{row.means[name]:.3f}" if row.means else "" for name in (PROXY, "graded", "verifier")),
-            _shown(row.changes.get("verifier")),
+            "" if row.is_start else _shown(row.changes.get("verifier")),
             *(f"{row.by_kind[kind]:.2f}" if row.by_kind else "" for kind in kinds),
             f"{row.train_seconds:.0f}",
             row.verdict,
@@ -114,6 +114,4 @@ def _name(row: Row) -> str:
 
 
 def _shown(estimate: Estimate | None, sign: str = "") -> str:
-    if estimate is None:
-        return ""
-    return f"{estimate.value:{sign}.3f} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
+    return "" if estimate is None else estimate.shown(sign)

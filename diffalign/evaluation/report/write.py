@@ -131,7 +131,7 @@ def comparison_tables(comparison: SideBySide, tie_margin: float = 0.0) -> list[T
         for one, other in itertools.combinations(entries, 2):
             rate = comparison.win_rate(one, other, reward, tie_margin)
             rates[one.name, other.name] = rate
-            rates[other.name, one.name] = Estimate(1 - rate.value, 1 - rate.high, 1 - rate.low)
+            rates[other.name, one.name] = Estimate(1 - rate.value, 1 - rate.high, 1 - rate.low, rate.tied)
         cells = {name: [rates.get((name, rival)) for rival in names] for name in names}
         rows = [
             (name, [str(rate or "") for rate in row], [_shade(rate) for rate in row]) for name, row in cells.items()
