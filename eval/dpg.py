@@ -19,7 +19,7 @@ def dpg(
     images: Path | None = None,
     output: Path | None = None,
     official: bool = False,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> int:
     """Summarise yes-or-no answers: given ones, or those of a vision-language model on images.
 
@@ -33,7 +33,7 @@ def dpg(
         output: JSON file for the figures.
         official: keep two oddities of the official script: its first question is lost, and categories are counted on
             the last image of a caption only.
-        device: where a local judge runs.
+        device: where a local judge runs; auto is an accelerator where there is one.
     """
     from diffalign.evaluation.dpg import as_dict, read_answers, read_questions, summarise
     from diffalign.records import sha256_of, write_json, write_jsonl
@@ -42,10 +42,11 @@ def dpg(
         raise UserError("give --answers and the --judge that gave them; or also --images, and the judge is asked")
     asked = read_questions(questions, official)
     if images is not None:
+        from diffalign.device import choose_device
         from diffalign.evaluation.asking import ask_dpg, read_tiles
         from diffalign.rewards.vlm import Transcript, load_vlm
 
-        write_jsonl(answers, ask_dpg(read_tiles(images), asked, Transcript(load_vlm(judge, device))))
+        write_jsonl(answers, ask_dpg(read_tiles(images), asked, Transcript(load_vlm(judge, choose_device(device)))))
     summary = summarise(asked, read_answers(answers), official)
     label = "dpg" if judge == "mPLUG-large" and official else f"dpg-like ({judge})"
     sys.stdout.write(

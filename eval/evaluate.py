@@ -27,6 +27,7 @@ def evaluate(
     images_per_prompt: int | None = None,
     limit: int | None = None,
     batch_size: int = 8,
+    device: str = "auto",
     report: bool = True,
 ) -> int:
     """Draw, judge, score and compare.
@@ -44,10 +45,12 @@ def evaluate(
         images_per_prompt: images of each caption.
         limit: use only the first captions of the set.
         batch_size: images drawn at once.
+        device: where images are drawn and judged; auto is an accelerator where there is one, for each process its own.
         report: write report.html, with plots and report.md beside it; training runs show their curves.
     """
     quiet_environment()
     quiet_libraries()
+    from diffalign.device import AUTO, choose_device
     from diffalign.evaluation.generation import Request
     from diffalign.evaluation.geneval.evaluate import Eyes
     from diffalign.evaluation.report.entries import is_run, read_entries
@@ -58,11 +61,12 @@ def evaluate(
     from diffalign.training.processes import Processes
 
     named = parse_models(models)
-    parts = load_parts(parse_rewards(rewards))
+    processes = Processes()
+    place = str(processes.device) if device == AUTO else choose_device(device)
+    parts = load_parts(parse_rewards(rewards), place)
     changes = {"steps": steps, "images_per_prompt": images_per_prompt}
-    request = Request("", prompts, output, preset=preset, changes=changes, limit=limit, batch_size=batch_size)
-    eyes = Eyes.load(detector, colors)
-    results = run_suite(named, request, parts, eyes, Processes())
+    request = Request("", prompts, output, None, preset, changes, limit=limit, batch_size=batch_size, device=place)
+    results = run_suite(named, request, parts, Eyes.load(detector, colors, place), processes)
     if results:
         table = as_table(results)
         write_text(output / "summary.md", table)

@@ -22,7 +22,7 @@ def geneval(
     colors: str | None = None,
     captions: int | None = None,
     allow_incomplete: bool = False,
-    device: str = "cpu",
+    device: str = "auto",
     rules: Rules = Rules(),  # noqa: B008 - frozen
     write_prompts: Path | None = None,
     seed: int = 43,
@@ -38,13 +38,14 @@ def geneval(
         colors: CLIP model that names colours where the detector does not; "official" for OpenAI's ViT-L/14.
         captions: number of captions there must be.
         allow_incomplete: accept captions with fewer images than others.
-        device: where networks run.
+        device: where networks run; auto is an accelerator where there is one.
         rules: constants of the verdict; the official ones by default.
         write_prompts: write captions to this file (.txt: captions alone) and judge nothing.
         seed: of the captions; 43 gives the official ones.
         count: captions drawn of each task.
         max_count: largest number that captions ask for.
     """
+    from diffalign.device import choose_device
     from diffalign.evaluation.geneval import evaluate, folder, prompts
     from diffalign.evaluation.manifest import generation_of
     from diffalign.records import write_text
@@ -61,7 +62,7 @@ def geneval(
     if captions is None and drawn is not None:
         captions = drawn["prompts"]["used"]
     samples = folder.read_folder(images, captions, allow_incomplete)
-    eyes = evaluate.Eyes.load(detector, colors, device)
+    eyes = evaluate.Eyes.load(detector, colors, choose_device(device))
     verdicts = list(evaluate.evaluate(images, samples, eyes, rules))
     where = output or images / evaluate.RESULTS_FOLDER
     summary = evaluate.write_results(where, images, verdicts, eyes, rules)

@@ -17,7 +17,7 @@ def hps_benchmark(
     output: Path | None = None,
     allow_missing: bool = False,
     chunk: int = 80,
-    device: str = "cpu",
+    device: str = "auto",
     batch_size: int = 16,
 ) -> int:
     """Score images by style, in the official arithmetic.
@@ -29,9 +29,10 @@ def hps_benchmark(
         output: JSON file for the figures.
         allow_missing: leave out images that are not there.
         chunk: captions whose mean counts as one in the deviation.
-        device: where networks run.
+        device: where networks run; auto is an accelerator where there is one.
         batch_size: pictures scored at once.
     """
+    from diffalign.device import choose_device
     from diffalign.evaluation.hps import read_images, summarise
     from diffalign.evaluation.manifest import generation_of
     from diffalign.records import write_json
@@ -39,7 +40,7 @@ def hps_benchmark(
     from diffalign.rewards.scoring import describe_rewards, score_items
 
     found = read_images(images, prompts, allow_missing)
-    parts = load_parts(parse_rewards(reward), device)
+    parts = load_parts(parse_rewards(reward), choose_device(device))
     scores = score_items(found.items, parts, batch_size)
     records = {}
     for label, values in scores.items():

@@ -16,7 +16,7 @@ def partiprompts(
     baseline: Path | None = None,
     by: tuple[str, ...] = ("category", "challenge"),
     output: Path | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     batch_size: int = 16,
 ) -> int:
     """Score images drawn for PartiPrompts.tsv; with a baseline also the win rate in every group.
@@ -27,9 +27,10 @@ def partiprompts(
         baseline: the same captions and seeds, drawn by another model.
         by: columns of the prompt file that make groups.
         output: JSON file for the figures.
-        device: where networks run.
+        device: where networks run; auto is an accelerator where there is one.
         batch_size: pictures scored at once.
     """
+    from diffalign.device import choose_device
     from diffalign.evaluation.comparison import pair, read_set
     from diffalign.evaluation.groups import group_scores
     from diffalign.records import write_json
@@ -40,7 +41,7 @@ def partiprompts(
     other = None if baseline is None else read_set(baseline)
     keys = list(candidate.entries) if other is None else pair(candidate, other)[0]
     items = [candidate.entries[key] for key in keys]
-    parts = load_parts(parse_rewards(rewards), device)
+    parts = load_parts(parse_rewards(rewards), choose_device(device))
     scores = score_items(items, parts, batch_size)
     others = {} if other is None else score_items([other.entries[key] for key in keys], parts, batch_size)
     records = {}

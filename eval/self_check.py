@@ -11,16 +11,17 @@ from diffalign.cli.main import run_command
 from diffalign.errors import UserError
 
 
-def self_check(fixtures: Path, device: str = "cpu") -> int:
+def self_check(fixtures: Path, device: str = "auto") -> int:
     """Score pictures whose scores are known; ends with status 2 where one differs.
 
     Args:
         fixtures: JSONL rows of image, prompt, reward, score and tolerance, for example from a scorer's own repository.
-        device: where networks run.
+        device: where networks run; auto is an accelerator where there is one.
     """
+    from diffalign.device import choose_device
     from diffalign.rewards.self_check import check, read_fixtures
 
-    checked = check(read_fixtures(fixtures), device)
+    checked = check(read_fixtures(fixtures), choose_device(device))
     sys.stdout.write("".join(f"{row}\n" for row in checked))
     if wrong := [row for row in checked if not row.agrees]:
         raise UserError(f"{len(wrong)} of {len(checked)} scores differ from what is known, first {wrong[0]}")

@@ -26,7 +26,7 @@ def t2i_compbench(
     action_prompts: Path | None = None,
     output: Path | None = None,
     least_confidence: float = 0.0,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> int:
     """Score a category.
 
@@ -40,7 +40,7 @@ def t2i_compbench(
         action_prompts: complex_val_action.txt.
         output: folder for scores.jsonl and summary.json.
         least_confidence: detections below it are not looked at.
-        device: where networks run.
+        device: where networks run; auto is an accelerator where there is one.
     """
     if category == "spatial":
         if images is None or detector is None:
@@ -60,9 +60,10 @@ def t2i_compbench(
 
 
 def _spatial(folder: Path, detector: str, least_confidence: float, device: str) -> list[dict[str, Any]]:
+    from diffalign.device import choose_device
     from diffalign.evaluation.geneval.detectors import load_detector
 
-    return compbench.spatial_rows(folder, load_detector(detector, device), least_confidence)
+    return compbench.spatial_rows(folder, load_detector(detector, choose_device(device)), least_confidence)
 
 
 def _attribute(answers: Path) -> list[dict[str, Any]]:

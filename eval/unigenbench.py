@@ -16,7 +16,7 @@ from diffalign.records import read_jsonl, sha256_of, write_json, write_jsonl
 
 
 def unigenbench(
-    answers: Path, judge: str, images: Path | None = None, output: Path | None = None, device: str = "cpu"
+    answers: Path, judge: str, images: Path | None = None, output: Path | None = None, device: str = "auto"
 ) -> int:
     """Summarise judgements by dimension: given ones, or those of a vision-language model on images.
 
@@ -27,17 +27,19 @@ def unigenbench(
             a model of transformers by folder or hub name.
         images: folder drawn from the benchmark's table of captions.
         output: JSON file for the figures.
-        device: where a local judge runs.
+        device: where a local judge runs; auto is an accelerator where there is one.
     """
     from diffalign.evaluation.unigenbench import as_dict, summarise
 
     if images is not None:
+        from diffalign.device import choose_device
         from diffalign.evaluation.asking import ask_unigenbench
         from diffalign.evaluation.generation import TABLE
         from diffalign.rewards.scoring import read_items
         from diffalign.rewards.vlm import Transcript, load_vlm
 
-        write_jsonl(answers, ask_unigenbench(read_items(images / TABLE), Transcript(load_vlm(judge, device))))
+        model = Transcript(load_vlm(judge, choose_device(device)))
+        write_jsonl(answers, ask_unigenbench(read_items(images / TABLE), model))
     summary = summarise(_rows(answers))
     lines = [
         f"{name.strip()}: {part.accuracy:.4f} ({part.correct} of {part.total})"

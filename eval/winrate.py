@@ -20,7 +20,7 @@ def winrate(
     interval: Interval = "auto",
     tie_margin: float = 0.0,
     allow_differences: bool = False,
-    device: str = "cpu",
+    device: str = "auto",
     batch_size: int = 16,
 ) -> int:
     """Compare images of the same captions and seeds by rewards; ties count one half, no image counts twice.
@@ -35,9 +35,10 @@ def winrate(
             captions have one image each, else bootstrap.
         tie_margin: largest difference of scores that is a tie.
         allow_differences: compare although seeds or sampling settings differ.
-        device: where networks run.
+        device: where networks run; auto is an accelerator where there is one.
         batch_size: pictures scored at once.
     """
+    from diffalign.device import choose_device
     from diffalign.evaluation.comparison import Comparison, pair, read_set
     from diffalign.records import write_json, write_jsonl
     from diffalign.rewards.compose import load_parts, parse_rewards
@@ -45,7 +46,7 @@ def winrate(
 
     candidate, baseline = read_set(a, prompts), read_set(b, prompts)
     keys, changes = pair(candidate, baseline, allow_differences)
-    parts = load_parts(parse_rewards(rewards), device)
+    parts = load_parts(parse_rewards(rewards), choose_device(device))
     scores = [score_items([side.entries[key] for key in keys], parts, batch_size) for side in (candidate, baseline)]
     summaries = []
     for label in parts:

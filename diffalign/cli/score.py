@@ -32,7 +32,7 @@ def score_command(argv: Sequence[str], rewards: str | None = None, prog: str = "
         help="for example pickscore,hpsv2@FILE,incompressibility; or a YAML file",
     )
     parser.add_argument("--output", type=Path | None, default=None, help="JSONL file for the score of every image")
-    parser.add_argument("--device", type=str, default="cpu", help="where networks run")
+    parser.add_argument("--device", type=str, default="auto", help="where networks run; auto: an accelerator, if any")
     parser.add_argument(
         "--dtype", type=Literal["float32", "bfloat16", "float16"], default="float32", help="how networks run"
     )
@@ -40,12 +40,13 @@ def score_command(argv: Sequence[str], rewards: str | None = None, prog: str = "
     options = parser.parse_args(list(argv))
     import torch
 
+    from diffalign.device import choose_device
     from diffalign.evaluation.manifest import generation_of
     from diffalign.rewards.compose import load_parts, parse_rewards
     from diffalign.rewards.scoring import read_items, score_items, write_scores
 
     items = read_items(options.images, options.prompts)
-    parts = load_parts(parse_rewards(options.rewards), options.device, getattr(torch, options.dtype))
+    parts = load_parts(parse_rewards(options.rewards), choose_device(options.device), getattr(torch, options.dtype))
     scores = score_items(items, parts, options.batch_size)
     for label, values in scores.items():
         low, high = values.min().item(), values.max().item()

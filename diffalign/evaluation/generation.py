@@ -53,6 +53,7 @@ class Request:
         limit: use only the first captions of the set.
         dtype: how the networks run.
         batch_size: images drawn at once.
+        device: where the networks run; by default each process has its own.
     """
 
     model: str
@@ -65,6 +66,7 @@ class Request:
     limit: int | None = None
     dtype: Precision = "float32"
     batch_size: int = 8
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def draw_request(request: Request, processes: Processes) -> Drawn:
     prompts = load_prompts(request.prompts).first(request.limit)
     source = resolve(request.model)
     with processes.main_first():
-        policy = load_policy(request.model, dtype=getattr(torch, request.dtype), device=processes.device)
+        device = request.device or processes.device
+        policy = load_policy(request.model, dtype=getattr(torch, request.dtype), device=device)
     if request.adapter is not None:
         load_adapter(policy, request.adapter, _ADAPTER)
         source = replace(source, adapter=lora_path(Path(request.adapter)))

@@ -15,6 +15,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from diffalign.device import choose_device
 from diffalign.diffusion.random import derive_seed
 from diffalign.errors import UserError, unknown
 from diffalign.inference.noise_generators import NoiseGenerator, PipelineGenerator, PolicyGenerator
@@ -201,7 +202,7 @@ def load_model(name: str | Path, dtype: torch.dtype | None = None, device: torch
     """
     from diffalign.policies.loading import load_policy
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or choose_device()
     if str(name) in ONE_STEP:
         return load_one_step(str(name), device, dtype)
     return load_policy(name, dtype=dtype or torch.float32, device=device)

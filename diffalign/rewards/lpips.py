@@ -100,6 +100,7 @@ class Lpips(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Return what is compared, at each depth (batch, channels, rows, columns), of images in [0, 1]."""
+        images = images.to(next(self.buffers()).device)
         shift, scale = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (_SHIFT, _SCALE))
         x, found = (images * 2 - 1 - shift) / scale, []
         for index, (stride, padding) in enumerate(self.trunk.layers):

@@ -1,0 +1,31 @@
+"""Where networks run: an accelerator where there is one."""
+
+from __future__ import annotations
+
+import torch
+
+from diffalign.errors import UserError
+
+AUTO = "auto"
+
+
+def choose_device(name: str = AUTO) -> str:
+    """Return the device that a ``--device`` option means.
+
+    Args:
+        name: as torch names devices; "auto" is the first of cuda, mps and cpu that is here.
+
+    Raises:
+        UserError: for a name that torch does not know, or a device that is not here.
+    """
+    if name == AUTO:
+        here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        return next((device for device, found in here.items() if found), "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as problem:
+        reason = str(problem).strip().splitlines()[0]
+        raise UserError(
+            f"--device {name} cannot be used here ({reason}); choose auto, cpu, cuda, cuda:N or mps"
+        ) from None
+    return name
