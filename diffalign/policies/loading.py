@@ -11,15 +11,18 @@ from typing import Any
 
 import torch
 
-from diffalign.bundled import bundled_path, is_bundled
-from diffalign.errors import UserError, nearest
+from diffalign.bundled import bundled_names, bundled_path, is_bundled
+from diffalign.errors import UserError, unknown
 from diffalign.policies.adapters import START_ADAPTER
 from diffalign.policies.attention import AttentionBackend, set_attention_backend
 from diffalign.policies.components import LEFT_OUT, PipelinePolicy
+from diffalign.policies.recognise import CHECKPOINT_SUFFIXES, is_lora, not_a_pipeline
 from diffalign.policies.saving import lora_path, read_lora, read_lora_metadata
 from diffalign.policies.sd3 import SD3Policy
 from diffalign.policies.unet import SDXLPolicy, UNetPolicy
 
+INDEX_FILE = "model_index.json"
+"""What makes a folder a pipeline of diffusers."""
 FAMILIES: dict[str, type[PipelinePolicy]] = {
     name: family for family in (UNetPolicy, SDXLPolicy, SD3Policy) for name in family.pipelines
 }
@@ -112,10 +115,10 @@ def resolve(
     """
     name = str(name_or_path)
     path = Path(name).expanduser()
-    if (path / "model_index.json").is_file():
+    if (path / INDEX_FILE).is_file():
         return Source(str(path), None, revision, variant, drop_text_encoder_3)
     adapter = lora_path(path)
-    if adapter is not None:
+    if adapter is not None and is_lora(adapter):
         metadata = read_lora_metadata(adapter)
         base = metadata.get("base_model")
         if not base:
@@ -124,15 +127,18 @@ def resolve(
         inner = resolve(base, revision or metadata.get("base_revision"), variant or metadata.get("base_variant"), drop)
         return replace(inner, adapter=adapter)
     if path.exists():
-        raise UserError(
-            f"{name} is no model: expected model_index.json (a diffusers pipeline), or an adapter in "
-            "pytorch_lora_weights.safetensors"
-        )
+        raise not_a_pipeline(name, path)
     if is_bundled(name):
+        if not (bundled_path(name) / INDEX_FILE).is_file():
+            raise not_a_pipeline(name, bundled_path(name))
         return Source(str(bundled_path(name)), None, revision, variant, drop_text_encoder_3)
+    if path.suffix in CHECKPOINT_SUFFIXES:
+        raise UserError(f"there is no file {name}")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return Source(name, None, revision, variant, drop_text_encoder_3)
-    bundled_path(name) if "/" not in name else None  # its error offers the names that exist
+    if "/" not in name:
+        models = [other for other in bundled_names() if (bundled_path(other) / INDEX_FILE).is_file()]
+        raise unknown("model", name, models)
     raise UserError(f"there is no folder {name}")
 
 
@@ -145,11 +151,17 @@ def pipeline_index(source: Source) -> dict[str, Any]:
     from diffusers import DiffusionPipeline
 
     try:
-        index = DiffusionPipeline.load_config(source.model, revision=source.revision)
+        with _quiet():
+            index = DiffusionPipeline.load_config(source.model, revision=source.revision)
         return {"_class_name": "nameless pipeline", **index}
     except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if Path(source.model).is_dir():
+            raise UserError(f"cannot read {INDEX_FILE} of {source.model}: {reason}") from error
         raise UserError(
-            f"cannot read model_index.json of {source.model!r}: no such local folder, and the hub gave: {error}"
+            f"cannot get {source.model}: there is no such folder, it is not in the hub's cache here, and the hub does "
+            f"not give it ({reason}); where there is a network, first run: hf download {source.model} (after hf auth "
+            "login if it is gated); or name a folder, or a bundled model such as tiny-sd"
         ) from error
 
 
@@ -161,7 +173,9 @@ def _load_pipeline(
     index = pipeline_index(source)
     class_name = index["_class_name"]
     if class_name not in FAMILIES:
-        raise UserError(f"{source.model} is a {class_name}, which is not supported: {nearest(class_name, FAMILIES)}")
+        raise UserError(
+            f"{source.model} is a {class_name}, which is not supported; supported are {', '.join(FAMILIES)}"
+        )
     family = FAMILIES[class_name]
     types = {"default": dtype, "vae": torch.float32 if dtype is torch.float16 else dtype}
     types[family.denoiser] = denoiser_dtype
@@ -193,6 +207,7 @@ def _load_pipeline(
 def _quiet() -> Iterator[None]:
     """Hide the libraries' progress bars, advice and deprecations while a model loads; all come back."""
     from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
     libraries: tuple[Any, ...] = (diffusers_logging, transformers_logging)
@@ -200,11 +215,15 @@ def _quiet() -> Iterator[None]:
     for library in libraries:
         library.set_verbosity_error()
         library.disable_progress_bar()
+    hub = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()  # it tells of every attempt to reach the hub, also where the cache then serves
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # diffusers renames torch_dtype; old versions know no other
+            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks`")
             yield
     finally:
+        hub_logging.set_verbosity(hub)
         for library, (verbosity, bars) in zip(libraries, before, strict=True):
             library.set_verbosity(verbosity)
             if bars:

@@ -227,6 +227,7 @@ class TestNames:
         assert resolve("org/model").model == "org/model"
         monkeypatch.setattr("diffalign.policies.loading.is_bundled", lambda name: name == "tiny")
         monkeypatch.setattr("diffalign.policies.loading.bundled_path", lambda name: tmp_path / name)
+        save_tiny("sd", tmp_path / "tiny")
         assert resolve("tiny").model == str(tmp_path / "tiny")
 
     def test_run_folder_of_a_run_folder(self, models: dict[str, Path], tmp_path: Path) -> None:
@@ -249,11 +250,59 @@ class TestNames:
         with pytest.raises(UserError, match=r"expected model_index\.json"):
             load_policy(tmp_path)
 
-    def test_unknown_pipeline_names_the_known(self, tmp_path: Path) -> None:
-        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLInpaintPipeline"}))
-        with pytest.raises(UserError, match="StableDiffusionXLPipeline"):
+    @pytest.mark.parametrize("kind", ["FluxPipeline", "PixArtAlphaPipeline", "WanPipeline"])
+    def test_unknown_pipeline_names_the_known(self, kind: str, tmp_path: Path) -> None:
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+        known = "StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline"
+        with pytest.raises(UserError, match=f"is a {kind}, which is not supported; supported are {known}"):
             load_policy(tmp_path)
         assert sorted(FAMILIES) == ["StableDiffusion3Pipeline", "StableDiffusionPipeline", "StableDiffusionXLPipeline"]
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("tiny-pickscore", r"tiny-pickscore is a reward \(CLIPModel\) and draws no images: give it to --rewards"),
+            ("preferences", "preferences is a data set: give it to --dataset_name"),
+            ("tiny-writer", "of transformers: language models are trained by diffalign train-text"),
+            ("tiny-ds", "unknown model 'tiny-ds': did you mean 'tiny-sd'"),
+            ("pickscore", "unknown model 'pickscore': known: tiny-sd, tiny-sd-turbo, tiny-sd3"),
+            ("absent.safetensors", r"there is no file absent\.safetensors"),
+        ],
+    )
+    def test_what_is_no_pipeline_is_called_what_it_is(self, name: str, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            load_policy(name)
+
+    @pytest.mark.parametrize(
+        ("weight", "kind"),
+        [
+            ("model.diffusion_model.input_blocks.0.0.weight", "StableDiffusionPipeline"),
+            ("conditioner.embedders.1.model.ln_final.weight", "StableDiffusionXLPipeline"),
+            ("model.diffusion_model.joint_blocks.0.x_block.attn.proj.weight", "StableDiffusion3Pipeline"),
+        ],
+    )
+    def test_a_checkpoint_in_a_single_file_is_told_how_to_become_a_folder(
+        self, weight: str, kind: str, tmp_path: Path
+    ) -> None:
+        import diffusers
+
+        path = tmp_path / "model.safetensors"
+        save_file({weight: torch.zeros(1), "first_stage_model.decoder.conv_in.weight": torch.zeros(1)}, path)
+        for name in (path, tmp_path):  # its folder too
+            with pytest.raises(UserError, match=rf"model\.safetensors is a checkpoint in a single file: .*{kind} as P"):
+                load_policy(name)
+        assert callable(getattr(diffusers, kind).from_single_file)
+
+    def test_other_files_of_weights(self, models: dict[str, Path], tmp_path: Path) -> None:
+        (tmp_path / "model.ckpt").write_bytes(b"a pickle, not opened")
+        with pytest.raises(UserError, match=r"model\.ckpt is a checkpoint in a single file: .*StableDiffusionPipeline"):
+            load_policy(tmp_path / "model.ckpt")
+        with pytest.raises(
+            UserError, match=r"unet is one part of a pipeline \(UNet2DConditionModel\): name the folder"
+        ):
+            load_policy(models["sd"] / "unet")
+        with pytest.raises(UserError, match="is no model: expected the folder of a diffusers pipeline"):
+            load_policy(models["sd"] / "unet" / "diffusion_pytorch_model.safetensors")
 
     def test_damaged_model(self, models: dict[str, Path], tmp_path: Path) -> None:
         index = json.loads((models["sd"] / "model_index.json").read_text())
@@ -263,8 +312,9 @@ class TestNames:
 
     def test_hub_name_without_network(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        with pytest.raises(UserError, match=r"model_index\.json of 'nobody/nothing'"):
+        with pytest.raises(UserError, match=r"the hub does not give it \(.*first run: hf download nobody") as told:
             load_policy("nobody/nothing")
+        assert len(str(told.value).splitlines()) == 1
 
     def test_pickles_only_when_asked(self, tmp_path: Path) -> None:
         tiny_pipeline("sd").save_pretrained(tmp_path, safe_serialization=False)
