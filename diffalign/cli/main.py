@@ -74,6 +74,13 @@ def _label(argv: Sequence[str]) -> int:
     return label_command(argv)
 
 
+def _export(argv: Sequence[str]) -> int:
+    """Write an adapter for other programs: diffalign export RUN --format kohya --output FILE."""
+    from diffalign.cli.export import export_command
+
+    return export_command(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "train-text": _train_text,
@@ -82,6 +89,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "data": _data,
     "score": _score,
     "label": _label,
+    "export": _export,
     "doctor": _doctor,
 }
 

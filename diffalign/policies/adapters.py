@@ -213,6 +213,16 @@ class AdapterBank:
             self.add(target, self.settings(source), trainable)
         self.load_state_dict(target, self.state_dict(source))
 
+    def merge(self, name: str) -> None:
+        """Fold an adapter into the network's weights, and take all adapters off: for export, there is no way back."""
+        self._require(name)
+        self._switch(name, off=False)
+        for path, layer in self._layers.items():
+            layer.merge(adapter_names=[name])
+            parent, _, child = path.rpartition(".")
+            setattr(self._module.get_submodule(parent), child, layer.get_base_layer())
+        self._settings, self._trainable, self._layers, self._active = {}, {}, {}, None
+
     def fingerprint(self, name: str = DEFAULT_ADAPTER) -> str:
         """Return 16 hexadecimal digits that depend on every weight, its name and the scale; reads all weights."""
         settings = self.settings(name)

@@ -22,7 +22,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 """Name that ``pipe.load_lora_weights(folder)`` looks for."""
 PIPELINE_METADATA = "diffalign.json"
 """Where a whole pipeline's metadata go, beside its ``model_index.json``."""
-_STOCK_METADATA = "lora_adapter_metadata"
+STOCK_METADATA = "lora_adapter_metadata"
+"""Under this key of a LoRA file stock diffusers keeps the shape of its adapters."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +53,34 @@ def save_lora(folder: Path, bank: AdapterBank, name: str, prefix: str, metadata:
     Raises:
         UserError: if the file cannot be written; then nothing is left behind.
     """
-    settings = bank.settings(name)
+    path = folder / LORA_FILE
+    write_lora(path, bank.state_dict(name), bank.settings(name), prefix, metadata)
+    return path
+
+
+def write_lora(
+    path: Path, state: Mapping[str, Tensor], settings: LoraSettings, prefix: str, metadata: Mapping[str, str]
+) -> None:
+    """Write an adapter's weights in the format of stock diffusers.
+
+    Args:
+        path: the file.
+        state: ``PATH.lora_A.weight`` -> tensor, paths inside the denoiser.
+        settings: shape of the adapter.
+        prefix, metadata: as of :func:`save_lora`.
+
+    Raises:
+        UserError: if the file cannot be written; then nothing is left behind.
+    """
     stock = {"r": settings.rank, "lora_alpha": settings.scale_numerator, "target_modules": list(settings.targets)}
     header = {
         "format": "pt",
         **metadata,
         "rank": str(settings.rank),
         "alpha": str(settings.scale_numerator),
-        _STOCK_METADATA: json.dumps({f"{prefix}.{key}": value for key, value in stock.items()}),
+        STOCK_METADATA: json.dumps({f"{prefix}.{key}": value for key, value in stock.items()}),
     }
-    state = {f"{prefix}.{key}": value.cpu().contiguous() for key, value in bank.state_dict(name).items()}
-    path = folder / LORA_FILE
-    write_safetensors(path, state, header)
-    return path
+    write_safetensors(path, {f"{prefix}.{key}": value.cpu().contiguous() for key, value in state.items()}, header)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
@@ -157,7 +173,7 @@ def save_pipeline(folder: Path, pipeline: Any, metadata: Mapping[str, str]) -> N
 
 
 def _stock_metadata(metadata: Mapping[str, str], prefix: str) -> dict[str, Any]:
-    stored = json.loads(metadata.get(_STOCK_METADATA, "{}"))
+    stored = json.loads(metadata.get(STOCK_METADATA, "{}"))
     return {key.removeprefix(f"{prefix}."): value for key, value in stored.items()}
 
 

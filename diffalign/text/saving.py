@@ -40,20 +40,32 @@ class PeftAdapter:
 
 
 def save_peft_adapter(folder: Path, bank: AdapterBank, name: str, metadata: Mapping[str, str]) -> None:
-    """Write one adapter so that peft and transformers load it; the config, which makes it complete, comes last.
+    """Write one adapter of a language model; see :func:`write_peft_adapter`."""
+    write_peft_adapter(folder, bank.state_dict(name), bank.settings(name), metadata, task_type="CAUSAL_LM")
+
+
+def write_peft_adapter(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    settings: LoraSettings,
+    metadata: Mapping[str, str],
+    task_type: str | None = None,
+) -> None:
+    """Write an adapter so that peft loads it; the config, which makes it complete, comes last.
 
     Args:
         folder: where to; made if missing.
-        bank, name: the adapter.
+        state: ``PATH.lora_A.weight`` -> tensor, paths inside the network.
+        settings: shape of the adapter.
         metadata: text for the weights' header; ``base_model`` is also what peft reads.
+        task_type: what peft calls the network's task, where it knows it.
 
     Raises:
         UserError: if it cannot be written; then nothing is left behind.
     """
-    settings = bank.settings(name)
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": task_type,
         "base_model_name_or_path": metadata.get("base_model", ""),
         "r": settings.rank,
         "lora_alpha": settings.scale_numerator,
@@ -62,7 +74,7 @@ def save_peft_adapter(folder: Path, bank: AdapterBank, name: str, metadata: Mapp
         "bias": "none",
         "inference_mode": True,
     }
-    state = {f"{_PREFIX}{key}": value.cpu().contiguous() for key, value in bank.state_dict(name).items()}
+    state = {f"{_PREFIX}{key}": value.cpu().contiguous() for key, value in state.items()}
     weights, described = folder / f"{ADAPTER_WEIGHTS}.tmp", folder / f"{ADAPTER_CONFIG}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
