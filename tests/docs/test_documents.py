@@ -25,6 +25,7 @@ EXECUTED = (
     "docs/on_policy.md",
     "docs/reward_hacking.md",
     "docs/recipes.md",
+    "docs/migrating.md",
 )
 PARSED = ("docs/recipes.md", "docs/text.md", "docs/scaling.md", "docs/labelling.md")
 WITHOUT_RUNS = ("docs/noise_optimisation.md",)
