@@ -90,6 +90,9 @@ class TensorStore:
     Args:
         folder: None keeps everything in memory.
         shard_bytes: a shard is written when so much has gathered.
+
+    Raises:
+        UserError: if the folder cannot be made.
     """
 
     def __init__(self, folder: Path | None = None, shard_bytes: int = SHARD_BYTES) -> None:
@@ -100,7 +103,10 @@ class TensorStore:
         self._memory_bytes = 0
         self._shard_of: dict[str, tuple[Any, list[str]]] = {}
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot make the cache {folder}: {error}; change --cache_dir") from None
             self.refresh()
 
     def __contains__(self, key: str) -> bool:
@@ -143,13 +149,15 @@ class TensorStore:
             return
         flat = {f"{key}{_SEPARATOR}{name}": t for key, entry in self._memory.items() for name, t in entry.items()}
         path = self.folder / f"shard-{_digest(*sorted(flat))}.safetensors"
-        handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".part")
-        os.close(handle)
+        temporary = None
         try:
+            handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".part")
+            os.close(handle)
             save_file(flat, temporary)
             os.replace(temporary, path)
         except (OSError, SafetensorError) as error:
-            Path(temporary).unlink(missing_ok=True)
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
             raise UserError(
                 f"cannot write the cache to {self.folder}: {error}; free some space or change --cache_dir"
             ) from None

@@ -25,6 +25,17 @@ def set_attention_backend(module: nn.Module, name: AttentionBackend) -> None:
     Raises:
         UserError: for an unknown name, a missing package or accelerator, or layers that want more than these kernels.
     """
+    require_attention_backend(name)
+    if name != "sdpa":
+        dispatch_attention(module, name)
+
+
+def require_attention_backend(name: str) -> None:
+    """Refuse attention kernels that cannot run here.
+
+    Raises:
+        UserError: for an unknown name, a missing package or accelerator.
+    """
     if name not in get_args(AttentionBackend):
         raise unknown("attention backend", name, get_args(AttentionBackend))
     if name == "sdpa":
@@ -36,7 +47,6 @@ def set_attention_backend(module: nn.Module, name: AttentionBackend) -> None:
         raise UserError(f"{option} needs the package flash-attn, which is not installed; use sdpa, or install it")
     if not torch.cuda.is_available():
         raise UserError(f"{option} needs a GPU and there is none: use sdpa")
-    dispatch_attention(module, name)
 
 
 def dispatch_attention(module: nn.Module, backend: str) -> None:

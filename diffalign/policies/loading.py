@@ -14,7 +14,7 @@ import torch
 from diffalign.bundled import bundled_names, bundled_path, is_bundled
 from diffalign.errors import UserError, unknown
 from diffalign.policies.adapters import START_ADAPTER
-from diffalign.policies.attention import AttentionBackend, set_attention_backend
+from diffalign.policies.attention import AttentionBackend, require_attention_backend, set_attention_backend
 from diffalign.policies.components import LEFT_OUT, PipelinePolicy
 from diffalign.policies.recognise import CHECKPOINT_SUFFIXES, is_lora, not_a_pipeline
 from diffalign.policies.saving import lora_path, read_lora, read_lora_metadata
@@ -79,6 +79,7 @@ def load_policy(
     Raises:
         UserError: for a path that does not exist, a model of an unknown family, damaged files, no third text encoder.
     """
+    require_attention_backend(attention_backend)  # before weights are read
     source = resolve(name_or_path, revision, variant, drop_text_encoder_3)
     policy = _load_pipeline(source, dtype, denoiser_dtype or dtype, allow_pickle)
     for part in policy.parts:

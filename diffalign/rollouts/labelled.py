@@ -92,23 +92,32 @@ def as_sampled(batch: ImageBatch, config: RolloutConfig) -> tuple[ImageBatch, Te
     Raises:
         UserError: if a caption has no labelled images, or they were sampled otherwise.
     """
-    seeds, scores = [], []
-    for name, row in zip(batch.ids, batch.metadata or [{}] * batch.size, strict=True):
-        origin, labels = row.get(ROLLOUT), row.get("scores")
-        if origin is None or labels is None:
-            raise UserError(
-                f"row {name!r} holds no labels of images that were sampled for labelling: give --prompts the file that "
-                "`diffalign label export` wrote"
-            )
-        _require_same(origin, config, name)
-        if len(labels) != config.images_per_prompt:
-            raise UserError(
-                f"row {name!r} has labels of {len(labels)} of {config.images_per_prompt} images: those of a caption "
-                "must be judged as one task"
-            )
-        seeds.append(int(origin["seed"]))
-        scores.append([float(value) for value in labels])
+    read = [
+        read_labels(name, row, config) for name, row in zip(batch.ids, batch.metadata or [{}] * batch.size, strict=True)
+    ]
+    seeds, scores = [seed for seed, _ in read], [labels for _, labels in read]
     return replace(batch, seeds=torch.tensor(seeds, dtype=torch.long)), torch.tensor(scores).T
+
+
+def read_labels(name: str, metadata: Mapping[str, Any], config: RolloutConfig) -> tuple[int, list[float]]:
+    """Return the seed that a caption's images were sampled with, and their labels.
+
+    Raises:
+        UserError: naming the row, if it has no labelled images, or they were sampled otherwise.
+    """
+    origin, labels = metadata.get(ROLLOUT), metadata.get("scores")
+    if origin is None or labels is None:
+        raise UserError(
+            f"row {name!r} holds no labels of images that were sampled for labelling: give --prompts the file that "
+            "`diffalign label export` wrote"
+        )
+    _require_same(origin, config, name)
+    if len(labels) != config.images_per_prompt:
+        raise UserError(
+            f"row {name!r} has labels of {len(labels)} of {config.images_per_prompt} images: those of a caption "
+            "must be judged as one task"
+        )
+    return int(origin["seed"]), [float(value) for value in labels]
 
 
 def _require_same(origin: Mapping[str, Any], config: RolloutConfig, name: str) -> None:

@@ -287,6 +287,13 @@ class Strategy(ABC):
         """Return the kernel that the default hooks delegate to; strategies with hooks of their own need none."""
         raise TypeError(f"{type(self).__name__} composes no kernel: it must define draw, frozen and terms itself")
 
+    def check_examples(self, examples: Sequence[Any]) -> None:  # noqa: B027 - an optional hook
+        """Refuse examples that lack what the method reads, before anything is loaded or encoded; not for streams.
+
+        Raises:
+            UserError: saying what is missing and where.
+        """
+
     def build(self, ctx: Context) -> None:  # noqa: B027 - an optional hook
         """Create adapters, heads, tables: everything that must exist before the model is prepared for training."""
 

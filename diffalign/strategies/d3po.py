@@ -33,9 +33,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffalign.batch import ImageBatch
+from diffalign.data.schema import Example
 from diffalign.errors import UserError
 from diffalign.policies.base import Policy
-from diffalign.rollouts.labelled import as_sampled
+from diffalign.rollouts.labelled import as_sampled, read_labels
 from diffalign.rollouts.rollout import Rollout, RolloutConfig
 from diffalign.rollouts.transitions import TransitionBatch, TransitionKernel, Transitions, joined_ids, rows_per_pass
 from diffalign.rollouts.updates import group_parts, group_rows, trained_steps
@@ -163,6 +164,11 @@ class D3PO(FromRollouts):
                 rollout.trajectories.seeds[pairs[:, 0]], self.config, rollout.trajectories.log_probs.shape[1], epoch
             )
             yield Update(list(self._batches(ctx, rollout, pairs, steps, figures)), weight=float(steps.numel()))
+
+    def check_examples(self, examples: Sequence[Example]) -> None:
+        """Refuse captions without the labels that people gave, where these are asked for."""
+        for example in examples if self.config.labelled else ():
+            read_labels(example.id, example.metadata, self.config)
 
     def pieces(self, ctx: Context, batch: TransitionBatch, draws: Any) -> list[Piece]:
         """One: batches have the size of a pass."""

@@ -24,7 +24,8 @@ official launcher drops a fifth of them: ``--caption_dropout 0.2``. v and flow a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -33,6 +34,7 @@ import torch
 from torch import Tensor
 
 from diffalign.batch import ImageBatch
+from diffalign.data.schema import Example
 from diffalign.diffusion.inversion import FixedPoint, LevelMatching, Refinement
 from diffalign.errors import UserError
 from diffalign.strategies.base import Kernel, LossOutput, Spec, Terms
@@ -108,6 +110,13 @@ class SmPO(PairStrategy):
         self.spec = replace(self.spec, moving_reference=config.inverter == "policy")
         self.objective = PairObjective(config.beta, config)
 
+    def check_examples(self, examples: Sequence[Example]) -> None:
+        """Refuse pairs without scores where these do not count as decided."""
+        scores = ((example.id, example.fields.get("scores", math.nan)) for example in examples)
+        missing = [name for name, pair in scores if not torch.tensor(pair).isfinite().all()]
+        if missing and self.config.unscored == "error":
+            raise _without_scores(missing, len(examples))
+
     def kernel(self) -> Kernel:
         """Errors at latents inverted with two predictions a move."""
         c: SmPOConfig = self.config
@@ -138,8 +147,12 @@ class SmPO(PairStrategy):
             return torch.where(weight.isfinite(), weight, 1.0)
         if not scores.isfinite().all():
             missing = [name for name, row in zip(batch.ids, scores, strict=True) if not row.isfinite().all()]
-            raise UserError(
-                f"this method needs a score of both images of a pair, yet {missing[0]!r} ({len(missing)} of "
-                f"{batch.size} in this batch) has none: add the column 'scores', or set unscored to 'decided'"
-            )
+            raise _without_scores(missing, batch.size)
         return weight
+
+
+def _without_scores(ids: Sequence[str], seen: int) -> UserError:
+    return UserError(
+        f"'smpo' needs a score of both images of a pair, yet {ids[0]!r} ({len(ids)} of {seen} pairs) has none: "
+        "add the column 'scores', or give --unscored decided"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from diffalign.data.schema import describe_notes
 from diffalign.errors import UserError
 from diffalign.policies.adapters import START_ADAPTER
 from diffalign.strategies.base import DataKind
-from diffalign.text.data import load_text_pairs
+from diffalign.text.data import TextSet, load_text_pairs
 from diffalign.text.encode import TextEncoder
 from diffalign.text.evaluation import writer_evaluator
 from diffalign.text.loading import load_text_adapter, load_text_policy
@@ -48,22 +49,23 @@ class TextDomain(Domain):
             load_text_adapter(policy, Path(options.start_adapter), START_ADAPTER)
         return policy
 
-    def load_data(
+    def read_data(self, source: Any, kind: DataKind, config: TrainConfig) -> TextSet:
+        if kind != "pairs":
+            raise UserError(f"text data of kind {kind!r} cannot be read yet: only pairs of completions can")
+        return load_text_pairs(source, _source_options(config.data))
+
+    def prepare_data(
         self,
-        source: Any,
-        kind: DataKind,
+        dataset: TextSet,
         config: TrainConfig,
         policy: TextPolicy,
         processes: Processes,
         console: Console | None = None,
     ) -> LoadedData:
-        if kind != "pairs":
-            raise UserError(f"text data of kind {kind!r} cannot be read yet: only pairs of completions can")
-        dataset = load_text_pairs(source, _source_options(config.data))
         encoder = TextEncoder(policy, config.data.max_length)
         dataset = encoder.precompute(dataset)
         notes = (f"data {dataset.name}: {len(dataset)} pairs; {describe_notes(dataset.notes)}",)
-        return LoadedData(dataset.examples, encoder, rows_per_example=2, notes=notes, source=dataset)
+        return LoadedData(dataset.examples, encoder, rows_per_example=2, notes=notes)
 
     def activation_bytes(self, policy: TextPolicy, config: TrainConfig) -> int:
         length = config.data.max_length or min(policy.max_length, _TYPICAL_TOKENS)
@@ -76,9 +78,11 @@ class TextDomain(Domain):
 
         return saved_bytes(policy.module, pass_through)
 
-    def observer(self, policy: TextPolicy, data: LoadedData, config: TrainConfig, console: Any) -> Observer | None:
+    def observer(
+        self, policy: TextPolicy, dataset: TextSet, config: TrainConfig, judges: Mapping[str, Any], console: Any
+    ) -> Observer | None:
         count = config.run.evaluation_prompts
-        if not count or not data.source.bundled:
+        if not count or not dataset.bundled:
             return None
         return TextObserver(policy, writer_evaluator("test", count, _EVALUATION_SEED), console)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,22 @@ from rich.console import Console
 
 from diffalign.data.loader import ExampleLoader, LoaderOptions
 from diffalign.errors import UserError
-from diffalign.policies.adapters import LoraSettings
+from diffalign.policies.adapters import DEFAULT_ADAPTER, START_ADAPTER, LoraSettings
 from diffalign.policies.base import BasePolicy
 from diffalign.references import CachedReference, Reference, start_full, start_lora
-from diffalign.rewards.compose import parse_rewards
+from diffalign.rewards.compose import RewardSpec, parse_rewards
 from diffalign.strategies.base import Context, Spec, Strategy
 from diffalign.strategies.registry import get_method
-from diffalign.training.checkpoint import RunIdentity
+from diffalign.training.checkpoint import RunIdentity, refuse_other_run
 from diffalign.training.config import BatchPlan, TrainConfig, plan_batches
 from diffalign.training.domain import Domain, LoadedData, domain_of
-from diffalign.training.launch import launched_precision
+from diffalign.training.header import model_line, rate_origin
 from diffalign.training.loop import RunRecord, RunResult, Trainer
 from diffalign.training.memory import Networks, estimate, refuse_if_too_large
 from diffalign.training.optim import scaled_learning_rate
+from diffalign.training.preflight import check_data, check_options, check_rewards
 from diffalign.training.processes import Processes
-from diffalign.training.runfolder import Claim, choose_folder, claim_folder, model_card
+from diffalign.training.runfolder import Claim, RunFolder, choose_folder, claim_folder, model_card
 from diffalign.training.sharding import networks_of, refuse_unless_shardable, shard
 from diffalign.training.source import EncodedSource
 from diffalign.training.step import AUTOCAST
@@ -84,7 +84,7 @@ def build_run(
     """
     method = get_method(config.method)
     strategy: Strategy = method.strategy(config.method_config)
-    _check(strategy.spec, config)
+    check_options(strategy.spec, config)
     processes = Processes(may_shard=True)
     if processes.shards > 1:
         refuse_unless_shardable(strategy.spec, config)
@@ -95,50 +95,42 @@ def build_run(
     folder = claim.path
 
     with claim.released(always=False):
+        _check_resumed(config, folder, processes, _known_identity(config, plan))
+        # what costs little and what users get wrong comes first: rewards, rows, the model; encoding may take hours
         domain = domain_of(strategy.spec.modality)
+        trained_on, watched = _rewards(domain, strategy.spec, config, processes, rewards or {})
+        named = (config.data.prompts or config.data.dataset_name) if dataset is None else dataset
+        read = domain.read_data(named, strategy.spec.data, config)
+        check_data(read, trained_on, strategy)
         policy, config = _policy(domain, config, processes)
         run = config.run
-        ctx = _context(domain, policy, strategy.spec, config, processes, rewards or {})
+        ctx = _context(policy, strategy.spec, config, processes, trained_on)
         ctx.folder, ctx.global_batch = folder, plan.global_batch
         strategy.build(ctx)
-        named = (config.data.prompts or config.data.dataset_name) if dataset is None else dataset
-        data = domain.load_data(named, strategy.spec.data, config, ctx.policy, processes, console)
-        _require_metadata(ctx, data)
+        identity = _identity(config, ctx, plan)
+        _check_resumed(config, folder, processes, asdict(identity))
+        observer = processes.on_main(lambda: domain.observer(policy, read, config, watched, console))
+        data = domain.prepare_data(read, config, policy, processes, console)
         source = _source(data, config, plan, processes)
         ctx.total_steps = _total_steps(config, source, strategy.updates_per_batch)
 
-        header = (f"method {method.name}: {method.summary}", plan.equation, rate_line, *data.notes)
-        header += (*strategy.describe(ctx), f"{ctx.total_steps} optimizer steps")
+        rate_line += rate_origin(config, strategy.spec)
+        start = (f"method {method.name}: {method.summary}", model_line(config, policy), plan.equation, rate_line)
+        header = (*start, *data.notes, *strategy.describe(ctx), f"{ctx.total_steps} optimizer steps")
         if run.dry_run:
             memory = _memory_lines(domain, data, strategy, ctx, config, plan, processes.shards)
             return DryRun(
                 (*header, *memory, f"would write to {folder}; nothing was trained (--dry_run)"), folder, console
             )
         flat = {**config.flat(), "output_dir": str(folder)}
-        record = RunRecord(
-            identity=_identity(config, ctx),
-            config=flat,
-            metadata={"method": method.name},
-            header=header,
-            card=partial(model_card, method.name, method.paper, domain.library, flat),
-        )
+        card = partial(model_card, method.name, method.paper, domain.library, flat)
+        record = RunRecord(identity, flat, metadata={"method": method.name}, header=header, card=card)
         if processes.shards > 1:  # the last thing before training: all parameters are there, and identified
             shard(networks_of(ctx), processes.device, processes.shards)
         return Trainer(
-            strategy,
-            ctx,
-            source,
-            processes,
-            optim=config.optim,
-            run=run,
-            learning_rate=rate,
-            folder=folder,
-            record=record,
-            observer=processes.on_main(lambda: domain.observer(ctx.policy, data, config, console)),
-            trackers=trackers,
-            console=console,
-            claim=claim,
-        )
+            strategy, ctx, source, processes, optim=config.optim, run=run, learning_rate=rate, folder=folder,
+            record=record, observer=observer, trackers=trackers, console=console, claim=claim,
+        )  # fmt: skip
 
 
 def _claim(config: TrainConfig, processes: Processes) -> Claim:
@@ -155,22 +147,43 @@ def _policy(domain: Domain, config: TrainConfig, processes: Processes) -> tuple[
     frozen_dtype = AUTOCAST[config.optim.mixed_precision] or torch.float32
     with processes.main_first():  # downloads happen once
         policy = domain.load_policy(config.model, frozen_dtype, processes.device)
+    if START_ADAPTER in policy.adapters.names:  # its shape is that of the adapter that will train
+        start = policy.adapters.settings(START_ADAPTER)
+        alpha: Any = start.scale_numerator  # files of others may hold fractions
+        shaped = replace(config.model, rank=start.rank, lora_alpha=alpha, lora_targets=list(start.targets))
+        config = replace(config, model=shaped)
     return policy, domain.completed(config, policy)
 
 
+def _check_resumed(config: TrainConfig, folder: Path, processes: Processes, known: Mapping[str, Any]) -> None:
+    """Refuse early to continue another run; the trainer compares once more with the checkpoint that it reads."""
+    what = config.run.resume_from_checkpoint
+    if what is not None:
+        processes.on_main(lambda: refuse_other_run(what, RunFolder(folder).checkpoints, known))
+
+
+def _rewards(
+    domain: Domain, spec: Spec, config: TrainConfig, processes: Processes, given: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Load the rewards that are trained on and, on the main process, the one that early stopping watches, by label."""
+    with processes.main_first():
+        specs = parse_rewards(config.reward.rewards) if spec.needs_reward else []
+        rewards = domain.load_rewards(specs, processes.device, given) if specs else {}
+    check_rewards(rewards, spec, config)
+    name, _, source = config.run.early_stop_reward.partition("@")
+    watched = [RewardSpec(name, source=source or None)] if name else []
+    judge = processes.on_main(lambda: domain.load_rewards(watched, processes.device, {})) if watched else None
+    return rewards, judge or {}
+
+
 def _context(
-    domain: Domain,
     policy: BasePolicy,
     spec: Spec,
     config: TrainConfig,
     processes: Processes,
-    given: Mapping[str, Any],
+    rewards: Mapping[str, Any],
 ) -> Context:
-    """Load the rewards, make the policy trainable, and put together what the strategy sees."""
-    with processes.main_first():
-        specs = parse_rewards(config.reward.rewards) if spec.needs_reward else []
-        rewards = domain.load_rewards(specs, processes.device, given) if specs else {}
-    _check_rewards(rewards, spec, config)
+    """Make the policy trainable, and put together what the strategy sees."""
     reference = _start(policy, spec, config, processes)
     return Context(
         policy=policy,
@@ -178,77 +191,13 @@ def _context(
         device=processes.device,
         seed=config.optim.seed,
         rewards=rewards,
-        reward_weights={reward.label: reward.weight for reward in specs},
+        reward_weights={part.label: part.weight for part in parse_rewards(config.reward.rewards)} if rewards else {},
         skip_failed_rewards=config.reward.on_reward_failure == "skip",
         reduce=processes.sum,
         rank=processes.rank,
         world_size=processes.world_size,
         max_rows=config.optim.max_rows_per_forward,
     )
-
-
-def _check(spec: Spec, config: TrainConfig) -> None:
-    """Refuse contradictions between method and options before anything is loaded."""
-    launched, own = launched_precision(os.environ), config.optim.mixed_precision
-    if launched and own != launched:
-        raise UserError(
-            f"accelerate is configured for --mixed_precision {launched}, but the run's own --mixed_precision is {own}: "
-            "say it in one place"
-        )
-    if spec.moving_reference and config.data.pinned_draws:
-        raise UserError(
-            f"--pinned_draws caches values of the reference, but the reference of {config.method!r} moves during the "
-            "run: leave the option out"
-        )
-    if spec.data == "prompts" and config.data.pinned_draws:
-        raise UserError(
-            f"--pinned_draws would make {config.method!r} sample the same images again: leave the option out"
-        )
-    if spec.trains == "own" and config.optim.use_ema:
-        raise UserError(f"--use_ema averages the model's weights, which {config.method!r} does not train: leave it out")
-    if spec.replays and config.model.lora_dropout:
-        raise UserError(
-            f"{config.method!r} samples without dropout and compares densities with those of training, which "
-            "--lora_dropout would falsify: leave it out"
-        )
-    if spec.data != "prompts" and config.data.prompts:
-        raise UserError(f"--prompts is for methods that make their own samples; {config.method!r} takes --dataset_name")
-    if spec.needs_reward and not config.reward.rewards:
-        raise UserError(f"{config.method!r} learns from a reward: name one or more with --rewards, such as pickscore")
-    if not spec.needs_reward and config.reward.rewards:
-        raise UserError(f"{config.method!r} uses no reward: leave --rewards out")
-    watched = config.run.early_stop_reward
-    if watched and spec.modality == "text":
-        raise UserError("--early_stop_reward judges images; text methods have no rewards by name")
-    trained = parse_rewards(config.reward.rewards) if config.reward.rewards else []
-    if watched in [part.label for part in trained]:
-        raise UserError(f"--early_stop_reward {watched} is trained on and cannot tell when to stop: name another")
-    running = [part.label for part in trained if part.normalise]
-    if spec.needs_reward == "differentiable" and running:
-        raise UserError(
-            f"{config.method!r} follows the gradient of {', '.join(running)}, which 'normalise' changes with every "
-            "image seen: give it a weight instead"
-        )
-    if config.model.train_mode == "full" and config.model.start_adapter:
-        raise UserError("--start_adapter needs --train_mode lora: all weights cannot train beside an adapter")
-
-
-def _check_rewards(rewards: Mapping[str, Any], spec: Spec, config: TrainConfig) -> None:
-    """Refuse rewards without gradients where the method needs them."""
-    flat = [name for name, reward in rewards.items() if not reward.info.differentiable]
-    if spec.needs_reward == "differentiable" and flat:
-        raise UserError(f"{config.method!r} differentiates its rewards, but {', '.join(flat)} has no gradient")
-
-
-def _require_metadata(ctx: Context, data: LoadedData) -> None:
-    """Refuse captions without a description where a reward reads it."""
-    readers = [name for name, reward in ctx.rewards.items() if reward.info.needs_metadata]
-    examples = [] if hasattr(data.examples, "open") else data.examples
-    if readers and not all(example.metadata for example in examples):
-        raise UserError(
-            f"the reward {', '.join(readers)} reads a description of each caption, which these captions lack: give "
-            "them a column 'metadata' (GenEval's row format), or choose another reward"
-        )
 
 
 def _start(policy: BasePolicy, spec: Spec, config: TrainConfig, processes: Processes) -> Reference | None:
@@ -292,13 +241,25 @@ def _total_steps(config: TrainConfig, source: EncodedSource, updates_per_batch: 
     return source.steps_per_epoch * config.optim.num_train_epochs * updates_per_batch
 
 
-def _identity(config: TrainConfig, ctx: Context) -> RunIdentity:
-    model = config.model
+def _known_identity(config: TrainConfig, plan: BatchPlan) -> dict[str, Any]:
+    """Return what is known of a run's identity before its model is loaded."""
+    return {
+        "method": config.method,
+        "model": config.model.pretrained_model_name_or_path,
+        "train_mode": config.model.train_mode,
+        "global_batch": plan.global_batch,
+        "pinned_draws": bool(config.data.pinned_draws),
+    }
+
+
+def _identity(config: TrainConfig, ctx: Context, plan: BatchPlan) -> RunIdentity:
+    """Return the run's identity; the adapter that is trained may have its shape of one that training starts from."""
+    adapters = ctx.policy.adapters
+    trained = adapters.settings(DEFAULT_ADAPTER) if DEFAULT_ADAPTER in adapters.names else None
     return RunIdentity(
-        method=config.method,
-        model=model.pretrained_model_name_or_path,
-        train_mode=model.train_mode,
-        rank=model.rank if model.train_mode == "lora" else 0,
+        **_known_identity(config, plan),
+        rank=trained.rank if trained else 0,
+        lora_targets=", ".join(trained.targets) if trained else "",
         reference=ctx.reference.identity if ctx.reference is not None else "",
     )
 

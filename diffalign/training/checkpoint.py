@@ -19,10 +19,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -31,6 +31,8 @@ from torch import Tensor
 from diffalign.errors import UserError
 from diffalign.training.processes import Processes
 from diffalign.training.state_files import pack, unpack
+
+T = TypeVar("T")
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -53,6 +55,9 @@ class RunIdentity:
         train_mode: adapters or all weights.
         rank: of the adapters; 0 in full fine-tuning.
         reference: what the reference is (see ``Reference.identity``), empty without one.
+        lora_targets: what the adapters are attached to; empty in full fine-tuning.
+        global_batch: examples of one optimizer step, which the order of the data goes by.
+        pinned_draws: whether values of the reference are remembered.
     """
 
     method: str
@@ -60,6 +65,9 @@ class RunIdentity:
     train_mode: str
     rank: int
     reference: str
+    lora_targets: str = ""
+    global_batch: int = 0
+    pinned_draws: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,13 +92,7 @@ class Checkpoint:
         Raises:
             UserError: naming what differs.
         """
-        saved = self.state["identity"]
-        for name, value in asdict(expected).items():
-            if saved[name] != value:
-                raise UserError(
-                    f"cannot resume from {self.folder}: its {name.replace('_', ' ')} is {saved[name]!r}, this run's is "
-                    f"{value!r}; give the same options, or start a new run"
-                )
+        _refuse_unlike(self.folder, self.state["identity"], asdict(expected))
 
     def changed_options(self, config: Mapping[str, Any]) -> list[str]:
         """Return a line for each option that is not what it was when the checkpoint was written."""
@@ -161,6 +163,12 @@ def read_checkpoint(folder: Path, hashed: bool = True) -> Checkpoint:
     Raises:
         BrokenCheckpoint: if a file is missing, truncated or altered.
     """
+    _require_whole(folder, hashed)
+    state = unpack(_read_tree(folder), load_file(folder / "state.safetensors"))
+    return Checkpoint(state["step"], load_file(folder / "weights.safetensors"), state, folder)
+
+
+def _require_whole(folder: Path, hashed: bool) -> None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
@@ -176,10 +184,38 @@ def read_checkpoint(folder: Path, hashed: bool = True) -> Checkpoint:
             raise BrokenCheckpoint(f"{path} has {path.stat().st_size} bytes instead of {facts['size']}")
         if hashed and _hash(path) != facts["sha256"]:
             raise BrokenCheckpoint(f"{path} has been altered")
-    state = unpack(
-        json.loads((folder / "state.json").read_text(encoding="utf-8")), load_file(folder / "state.safetensors")
-    )
-    return Checkpoint(state["step"], load_file(folder / "weights.safetensors"), state, folder)
+
+
+def _read_tree(folder: Path) -> Any:
+    return json.loads((folder / "state.json").read_text(encoding="utf-8"))
+
+
+def refuse_other_run(what: str, root: Path, known: Mapping[str, Any]) -> None:
+    """Refuse to continue another kind of run, by what is known before anything is loaded; reads no tensor.
+
+    Args:
+        what, root: as of :func:`find_checkpoint`.
+        known: those fields of :class:`RunIdentity` that are known.
+
+    Raises:
+        UserError: naming what differs; if there is no checkpoint, or the named one is not whole.
+    """
+
+    def read(folder: Path) -> tuple[Path, Any]:
+        _require_whole(folder, hashed=False)
+        return folder, _read_tree(folder)["identity"]
+
+    (folder, saved), _ = _find(what, root, read)
+    _refuse_unlike(folder, saved, known)
+
+
+def _refuse_unlike(folder: Path, saved: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    for name, value in known.items():
+        if saved.get(name, value) != value:  # older checkpoints say less
+            raise UserError(
+                f"cannot resume from {folder}: its {name.replace('_', ' ')} is {saved[name]!r}, this run's is "
+                f"{value!r}; give the same options, or start a new run"
+            )
 
 
 def find_checkpoint(what: str, root: Path) -> tuple[Checkpoint, list[str]]:
@@ -192,19 +228,23 @@ def find_checkpoint(what: str, root: Path) -> tuple[Checkpoint, list[str]]:
     Raises:
         UserError: if there is none, or the named one is not whole.
     """
+    return _find(what, root, read_checkpoint)
+
+
+def _find(what: str, root: Path, read: Callable[[Path], T]) -> tuple[T, list[str]]:
     if what != "latest":
         folder = Path(what).expanduser()
         if not folder.is_dir():
             exist = ", ".join(path.name for path in list_checkpoints(root)) or "none"
             raise UserError(f"no checkpoint folder {folder}; in {root} there are: {exist}")
         try:
-            return read_checkpoint(folder), []
+            return read(folder), []
         except BrokenCheckpoint as error:
             raise UserError(f"the checkpoint is not whole: {error}; 'latest' finds the last whole one") from error
     remarks: list[str] = []
     for folder in reversed(list_checkpoints(root)):
         try:
-            return read_checkpoint(folder), remarks
+            return read(folder), remarks
         except BrokenCheckpoint as error:
             remarks.append(f"passed over a checkpoint that is not whole: {error}")
     raise UserError("; ".join([f"no whole checkpoint in {root}: nothing to resume from", *remarks]))

@@ -37,7 +37,6 @@ class LoadedData:
         prepare: work that a background thread may do ahead, or None.
         rows_per_example: rows that an example puts through the network.
         notes: lines about what was left out, for the run's header.
-        source: the data set itself, for the observer.
     """
 
     examples: Any
@@ -45,7 +44,6 @@ class LoadedData:
     prepare: Callable[[Any], Any] | None = None
     rows_per_example: int = 1
     notes: tuple[str, ...] = ()
-    source: Any = None
 
 
 class Domain(ABC):
@@ -79,20 +77,29 @@ class Domain(ABC):
         raise UserError("--rewards judges images; models of this kind have no rewards by name")
 
     @abstractmethod
-    def load_data(
-        self,
-        source: Any,
-        kind: DataKind,
-        config: TrainConfig,
-        policy: Any,
-        processes: Processes,
-        console: Console | None = None,
-    ) -> LoadedData:
-        """Read a data set as examples of a kind, and prepare their encoding.
+    def read_data(self, source: Any, kind: DataKind, config: TrainConfig) -> Any:
+        """Read a data set as examples of a kind; no model is needed.
 
         Args:
             source: what the user named or gave.
             kind: what the method eats.
+            config: the run.
+
+        Returns:
+            an object with ``examples``, or with ``open()`` (a stream).
+
+        Raises:
+            UserError: for data that cannot be read as that kind.
+        """
+
+    @abstractmethod
+    def prepare_data(
+        self, dataset: Any, config: TrainConfig, policy: Any, processes: Processes, console: Console | None = None
+    ) -> LoadedData:
+        """Prepare the encoding of a data set; what can be encoded ahead is encoded here, which may take hours.
+
+        Args:
+            dataset: as it was read.
             config: the run.
             policy: encodes.
             processes: share out what is encoded ahead; all call this together.
@@ -104,8 +111,18 @@ class Domain(ABC):
         """Bytes that one row saves for backward."""
 
     @abstractmethod
-    def observer(self, policy: Any, data: LoadedData, config: TrainConfig, console: Any) -> Observer | None:
-        """Return what looks at the model before, during and after the run; None where there is nothing to look at."""
+    def observer(
+        self, policy: Any, dataset: Any, config: TrainConfig, judges: Mapping[str, Any], console: Any
+    ) -> Observer | None:
+        """Return what looks at the model before, during and after the run; None where there is nothing to look at.
+
+        Args:
+            policy: the model.
+            dataset: as it was read.
+            config: the run.
+            judges: rewards that are loaded already, by label: the one that early stopping watches.
+            console: where results go.
+        """
 
 
 def domain_of(modality: str) -> Domain:

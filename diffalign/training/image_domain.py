@@ -17,7 +17,7 @@ from diffalign.data.load import drop_unreadable, load_examples, with_aspect_buck
 from diffalign.data.pairing import PairingOptions
 from diffalign.data.prepare import FramingOptions
 from diffalign.data.readers import SourceOptions
-from diffalign.data.schema import HeldOut, StreamSet, describe_notes, kind_info
+from diffalign.data.schema import Example, ExampleSet, HeldOut, StreamSet, describe_notes, kind_info
 from diffalign.errors import UserError
 from diffalign.evaluation.evaluator import ImageEvaluator
 from diffalign.policies.adapters import START_ADAPTER
@@ -77,22 +77,23 @@ class ImageDomain(Domain):
     ) -> Mapping[str, Reward]:
         return load_parts(specs, device, given=given)
 
-    def load_data(
+    def read_data(self, source: Any, kind: DataKind, config: TrainConfig) -> ExampleSet[Example] | StreamSet:
+        return load_examples(source, kind, _source_options(config.data, config.optim.seed))
+
+    def prepare_data(
         self,
-        source: Any,
-        kind: DataKind,
+        dataset: ExampleSet[Example] | StreamSet,
         config: TrainConfig,
         policy: Policy,
         processes: Processes,
         console: Console | None = None,
     ) -> LoadedData:
         options = config.data
-        dataset = load_examples(source, kind, _source_options(options, config.optim.seed))
         store = Path(options.cache_dir).expanduser() if options.cache_dir else None
         fixed = (options.center_crop and not options.random_flip) or options.cache_latents
         encoder = ImageEncoder(
             policy,
-            kind,
+            dataset.kind,
             EncoderOptions(
                 FramingOptions(
                     resolution=(options.resolution, options.resolution) if options.resolution else None,
@@ -112,7 +113,7 @@ class ImageDomain(Domain):
             # passes of a network in shards want micro-batches of one size, so nothing may be left out of them
             whole = options.strict or processes.shards > 1
             prepare = encoder.prepare if whole else encoder.prepare.readable
-            return LoadedData(dataset, encoder, prepare, max(1, kind_info(kind).blocks), source=dataset)
+            return LoadedData(dataset, encoder, prepare, max(1, kind_info(dataset.kind).blocks))
         if options.aspect_buckets:
             dataset = with_aspect_buckets(dataset, encoder.prepare.resolution, team=processes)
         ahead = options.cache_latents and not config.run.dry_run
@@ -127,7 +128,7 @@ class ImageDomain(Domain):
             policy.offload_text_encoders()
         notes = (f"data {dataset.name}: {len(dataset)} examples; {describe_notes(dataset.notes)}",)
         rows = max(1, *(len(example.images) for example in dataset.examples))
-        return LoadedData(dataset.examples, encoder, encoder.prepare, rows, notes, dataset)
+        return LoadedData(dataset.examples, encoder, encoder.prepare, rows, notes)
 
     def activation_bytes(self, policy: Policy, config: TrainConfig) -> int:
         side = config.data.resolution
@@ -140,13 +141,20 @@ class ImageDomain(Domain):
             policy.module, lambda module: policy.with_module(module).predict(latents, timesteps, ghostly)
         )
 
-    def observer(self, policy: Policy, data: LoadedData, config: TrainConfig, console: Any) -> Observer | None:
+    def observer(
+        self,
+        policy: Policy,
+        dataset: ExampleSet[Example] | StreamSet,
+        config: TrainConfig,
+        judges: Mapping[str, Reward],
+        console: Any,
+    ) -> Observer | None:
         run = config.run
-        held_out = getattr(data.source, "held_out", None)
+        held_out = getattr(dataset, "held_out", None)
         held = None
         if run.evaluation_prompts and held_out is not None:
             held = held_out(_EVALUATION_SPLIT, run.evaluation_prompts, _EVALUATION_SEED)
-        prompts = _grid_prompts(run, data, held)
+        prompts = _grid_prompts(run, dataset, held)
         watched = run.early_stop_reward
         if watched and held is None:
             if not prompts:
@@ -161,13 +169,13 @@ class ImageDomain(Domain):
                 prompts=held.prompts,
                 metadata=held.metadata,
                 seeds=range(len(held.prompts)),
-                rewards={name: load_reward(name, policy.device) for name in names},
+                rewards={name: judges.get(name) or load_reward(name, policy.device) for name in names},
                 primary=next(iter(names)),
             )
         return ImageObserver(policy, prompts, evaluator, run, console, watched)
 
 
-def _grid_prompts(run: RunOptions, data: LoadedData, held: HeldOut | None) -> list[str]:
+def _grid_prompts(run: RunOptions, dataset: ExampleSet[Example] | StreamSet, held: HeldOut | None) -> list[str]:
     """Captions of the grid: those that were asked for, else held-out ones, else the data's own."""
     if not run.num_validation_images:
         return []
@@ -175,9 +183,9 @@ def _grid_prompts(run: RunOptions, data: LoadedData, held: HeldOut | None) -> li
         return list(run.validation_prompts)[: run.num_validation_images]
     if held is not None:
         return list(held.prompts[: run.num_validation_images])
-    if isinstance(data.source, StreamSet):
+    if isinstance(dataset, StreamSet):
         return []
-    captions = dict.fromkeys(prompt for example in data.examples for prompt in example.prompts)
+    captions = dict.fromkeys(prompt for example in dataset.examples for prompt in example.prompts)
     return [caption for caption in captions if caption][: run.num_validation_images]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +41,19 @@ def learning_rate_factor(step: int, total_steps: int, options: OptimOptions) -> 
     return 1.0
 
 
+def require_optimizer(name: str) -> None:
+    """Refuse an optimizer whose package is not installed.
+
+    Raises:
+        MissingExtra: naming the package.
+    """
+    if name == "adamw8bit":
+        try:
+            import bitsandbytes.optim  # noqa: F401
+        except ImportError:
+            raise MissingExtra("bitsandbytes", "quant", "--optimizer adamw8bit") from None
+
+
 def build_optimizer(
     groups: Sequence[ParameterGroup], options: OptimOptions, device: torch.device
 ) -> torch.optim.Optimizer:
@@ -58,16 +70,14 @@ def build_optimizer(
         return torch.optim.SGD(parameters, lr=rate, momentum=momentum, nesterov=momentum > 0)
     if options.optimizer == "adafactor":
         return torch.optim.Adafactor(parameters, lr=rate, weight_decay=decay)
-    adam: Any = torch.optim.AdamW
     if options.optimizer == "adamw8bit":
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError:
-            raise MissingExtra("bitsandbytes", "quant", "--optimizer adamw8bit") from None
-        adam = AdamW8bit
-        return adam(parameters, lr=rate, betas=betas, eps=eps, weight_decay=decay)
+        require_optimizer(options.optimizer)
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(parameters, lr=rate, betas=betas, eps=eps, weight_decay=decay)
     # one kernel for all tensors: a LoRA has hundreds of small ones
-    return adam(parameters, lr=rate, betas=betas, eps=eps, weight_decay=decay, fused=device.type in {"cuda", "cpu"})
+    fused = device.type in {"cuda", "cpu"}
+    return torch.optim.AdamW(parameters, lr=rate, betas=betas, eps=eps, weight_decay=decay, fused=fused)
 
 
 def clip_gradients(groups: Sequence[ParameterGroup], max_norm: float) -> Tensor:

@@ -78,10 +78,9 @@ class WandB:
     """Weights & Biases; offline where the environment says so (``WANDB_MODE=offline``)."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise UserError("--report_to wandb needs the package 'wandb'; install it with: pip install wandb") from None
+        require_trackers(["wandb"])
+        import wandb
+
         self._wandb = wandb
         self._run = wandb.init(project="diffalign", name=folder.name, dir=str(folder), config=dict(config))
 
@@ -113,6 +112,19 @@ class Told:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers whose packages are not installed.
+
+    Raises:
+        UserError: naming the package.
+    """
+    if "wandb" in names:
+        try:
+            import wandb  # noqa: F401
+        except ImportError:
+            raise UserError("--report_to wandb needs the package 'wandb'; install it with: pip install wandb") from None
 
 
 def build_trackers(
