@@ -32,10 +32,7 @@ def train_reward_command(argv: Sequence[str], prog: str = "diffalign train-rewar
     from diffalign.reward_training.fit import train_reward
 
     result = train_reward(config)
-    if result.accuracy_before is not None and result.accuracy_after is not None:
-        sys.stdout.write(
-            f"held-out accuracy {result.accuracy_before:.3f} before, {result.accuracy_after:.3f} after "
-            f"({result.held_out_pairs} pairs)\n"
-        )
+    lines = ["no caption was held out: nothing says how well the scorer does"]
+    sys.stdout.write("\n".join(result.held_out.lines() if result.held_out else lines) + "\n")
     sys.stdout.write(f"scorer in {result.folder}\n")
     return 0

@@ -230,8 +230,9 @@ class PalObjective(ScorerObjective):
         """Embed every image once, always in the same batches: their size shows in the last bit of an embedding."""
         images = list({image.name: image for pair in pairs for image in (pair.first, pair.second)}.values())
         known: dict[str, Tensor] = {}
-        for start in range(0, len(images), self.config.batch_size):
-            batch = images[start : start + self.config.batch_size]
+        size = self.config.budget.batch_size
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
             found = self.scorer.towers.image(self.pixels(batch))
             known.update(zip((image.name for image in batch), found, strict=True))
         return known

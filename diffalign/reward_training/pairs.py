@@ -78,12 +78,14 @@ def pairs_of(record: Record, user: str = EVERYONE) -> list[ScorerPair]:
 
 
 def split_captions(pairs: Sequence[ScorerPair], held_out: float) -> tuple[list[ScorerPair], list[ScorerPair]]:
-    """Divide pairs into those to train on and those held out, by caption; a caption always falls alike.
+    """Divide pairs into those to train on and those held out, by caption.
+
+    A caption always falls alike, whatever the other captions are, in whatever case and spacing it is written.
 
     Raises:
         UserError: if nothing is left to train on.
     """
-    chosen = [derive_seed("held out", pair.prompt) / 2**63 < held_out for pair in pairs]
+    chosen = [derive_seed("held out", _words(pair.prompt)) / 2**63 < held_out for pair in pairs]
     trained = _counted(pair for pair, out in zip(pairs, chosen, strict=True) if not out)
     if not trained:
         raise UserError(f"all {len(pairs)} pairs fell into the held-out share {held_out:g}; lower it")
@@ -101,6 +103,10 @@ def draw_batch(pairs: Sequence[ScorerPair], step: int, batch_size: int, seed: in
         batch += [pairs[row] for row in order.tolist()]
         position += len(order)
     return batch
+
+
+def _words(caption: str) -> str:
+    return " ".join(caption.casefold().split())
 
 
 def _counted(pairs: Iterable[ScorerPair]) -> list[ScorerPair]:

@@ -18,12 +18,15 @@ from diffalign.data.image_source import ImageSource
 from diffalign.data.readers import SourceOptions
 from diffalign.data.schema import Record
 from diffalign.errors import UserError
-from diffalign.reward_training.config import RewardTrainingConfig
+from diffalign.reward_training.config import Budget, RewardTrainingConfig
 from diffalign.reward_training.fit import train_reward
+from diffalign.reward_training.objectives import build_objective
 from diffalign.reward_training.pairs import ScorerPair, draw_batch, pairs_of, read_pairs, split_captions
 from diffalign.rewards.heteroscedastic import HeteroscedasticScore
 from diffalign.rewards.loading import load_reward
+from diffalign.rewards.pickscore import PickScore
 from diffalign.rewards.ranking import label_mass
+from diffalign.rewards.scoring import open_picture
 from tests.docs.documents import blocks, commands
 from tests.rewards.support import PROMPTS, check_gradient, waves
 
@@ -56,21 +59,25 @@ def test_two_steps_of_every_objective(objective: str, table: Path, tmp_path: Pat
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     assert all(line["grad_norm"] > 0 for line in lines)
-    assert result.pairs + result.held_out_pairs == 12
+    assert result.held_out is not None
+    assert result.pairs + result.held_out.pairs == 12
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["loss"] == result.loss == lines[-1]["loss"]
+    assert summary["held_out"]["gain"]["value"] == result.held_out.gain.value
     images = waves(2, 64, 64)
     names = {"pal": "pal@{}", "heteroscedastic": "heteroscedastic@{}"}
     trained = load_reward(names.get(objective, "{}").format(result.folder))
     assert trained.score(images, PROMPTS).isfinite().all()
     if objective != "pal":
-        assert not torch.equal(trained.score(images, PROMPTS), load_reward("tiny-pickscore").score(images, PROMPTS))
+        assert not torch.equal(trained.score(images, PROMPTS), load_reward("tiny-clip").score(images, PROMPTS))
     check_gradient(trained, images, step=1e-3)
 
 
 @pytest.mark.parametrize("objective", ["heteroscedastic", "pal"])
 def test_four_steps_are_two_and_two(objective: str, table: Path, tmp_path: Path) -> None:
-    whole = config(table, tmp_path / "whole", objective=objective, width=8, max_train_steps=4)
+    whole = config(
+        table, tmp_path / "whole", objective=objective, width=8, max_train_steps=4, lr_scheduler="constant_with_warmup"
+    )
     train_reward(whole)
     halves = replace(whole, output_dir=tmp_path / "halves")
     train_reward(replace(halves, max_train_steps=2))
@@ -78,6 +85,8 @@ def test_four_steps_are_two_and_two(objective: str, table: Path, tmp_path: Path)
         train_reward(halves)
     with pytest.raises(UserError, match=r"its batch_size is 4, this run's is 6"):
         train_reward(replace(halves, resume=True, batch_size=6))
+    with pytest.raises(UserError, match=r"its max_train_steps is 2, this run's is 4"):
+        train_reward(replace(halves, resume=True, lr_scheduler="cosine"))  # would fall to 0 at another step
     train_reward(replace(halves, resume=True))
     metrics = [(tmp_path / part / "metrics.jsonl").read_text() for part in ("whole", "halves")]
     assert metrics[0] == metrics[1]
@@ -91,7 +100,7 @@ def test_pairs_are_learnt(table: Path, tmp_path: Path) -> None:
     result = train_reward(options)
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert result.loss < 0.5 * first["loss"]
-    assert result.accuracy_before is None
+    assert result.held_out is None
 
 
 def test_doubt_lowers_a_cautious_reward(table: Path, tmp_path: Path) -> None:
@@ -143,6 +152,10 @@ def test_captions_are_held_out_as_wholes_and_alike() -> None:
     assert len(trained) + len(kept_back) == 90
     assert 10 < len(kept_back) < 70
     assert {p.siblings for p in trained} == {3}
+    shouted = [replace(pair, prompt=f" {pair.prompt.upper()}\n") for pair in some_pairs(90)]
+    both, apart = split_captions([*some_pairs(90), *shouted], 0.4)
+    assert len(apart) == 2 * len(kept_back)
+    assert not {p.prompt.lower().strip() for p in both} & {p.prompt for p in kept_back}
     fewer, _ = split_captions(some_pairs(60), 0.4)
     assert {p.prompt for p in fewer} <= {p.prompt for p in trained}
     with pytest.raises(UserError, match="lower it"):
@@ -168,7 +181,8 @@ def test_the_command_and_its_mistakes(table: Path, tmp_path: Path, capsys: pytes
     words += ["--batch_size", "4", "--objective", "pal", "--width", "8", "--held_out", "0.3"]
     assert main(["train-reward", *words]) == 0
     output = capsys.readouterr().out
-    assert "held-out accuracy" in output
+    assert "held-out captions, 95 % intervals" in output
+    assert "gain   " in output
     assert f"scorer in {tmp_path / 'run'}" in output
     assert main(["train-reward", *words]) == 2
     assert "holds a run already" in capsys.readouterr().err
@@ -188,7 +202,7 @@ def test_the_commands_of_the_document(table: Path, tmp_path: Path, monkeypatch: 
     trainings = [line for line in lines if line.startswith("diffalign train-reward")]
     assert len(trainings) >= 3
     for line in trainings:
-        assert main([*shlex.split(line)[1:], "--max_train_steps=2", "--batch_size=4"]) == 0
+        assert main([*shlex.split(line)[1:], "--max_train_steps=2", "--batch_size=4", "--held_out=0.02"]) == 0
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     Image.new("RGB", (40, 32), "red").save(pictures / "0.png")
@@ -202,3 +216,44 @@ def test_the_commands_of_the_document(table: Path, tmp_path: Path, monkeypatch: 
             exec(block.text, {"images": waves(2, 64, 64), "prompts": PROMPTS})
     votes = load_reward("pal@runs/taste#1").score(waves(2, 64, 64), PROMPTS)
     assert votes.shape == (2,)
+
+
+def test_the_start_knows_nothing_of_the_bundled_pairs_and_their_judge_all(tmp_path: Path) -> None:
+    """Bundled labels are tiny-pickscore's own: it is right on all of them, and says so; tiny-clip is not."""
+    trained, kept_back = split_captions(read_pairs("bundled", SourceOptions()), 0.1)
+    assert not {pair.prompt for pair in trained} & {pair.prompt for pair in kept_back}
+    some = kept_back[::12]
+    right = {}
+    for name in ("tiny-clip", "tiny-pickscore"):
+        options = RewardTrainingConfig(model=name, device="cpu")
+        objective = build_objective(PickScore.load(name), options, some)
+        right[name] = label_mass(objective.scores(some).detach(), objective.labels(some)).mean().item()
+    assert right["tiny-pickscore"] == 1
+    assert 0.5 < right["tiny-clip"] < 0.95
+    assert RewardTrainingConfig().model == "tiny-clip"
+
+
+def test_a_start_with_nothing_left_to_learn_is_noted(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    judge = load_reward("tiny-pickscore")
+    for row in rows:
+        with_images = [open_picture(table.parent / name) for name in row["images"]]
+        row["winner"] = int(judge.score_pictures(with_images, [row["prompt"]] * 2).argmax())
+    path = table.parent / "judged.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for model in ("tiny-pickscore", "tiny-clip"):
+        train_reward(config(path, tmp_path / model, model=model, max_train_steps=1))
+        assert ("right before any training" in capsys.readouterr().out) == (model == "tiny-pickscore")
+
+
+def test_small_models_have_a_small_budget() -> None:
+    assert RewardTrainingConfig().budget == Budget(300, 32, 2e-4, 30, "cosine")
+    assert RewardTrainingConfig(model="laion/CLIP-ViT-H-14-laion2B-s32B-b79K").budget == Budget(
+        4000, 128, 3e-6, 500, "constant_with_warmup"
+    )
+    assert RewardTrainingConfig(objective="pal", batch_size=4).budget == Budget(
+        4000, 4, 1e-4, 500, "constant_with_warmup"
+    )
+    assert RewardTrainingConfig(max_train_steps=7).resolved().batch_size == 32
