@@ -150,6 +150,7 @@ def pipeline_index(source: Source) -> dict[str, Any]:
         UserError: if it cannot be read, as offline without a cached copy.
     """
     from diffusers import DiffusionPipeline
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         with _quiet():
@@ -159,10 +160,13 @@ def pipeline_index(source: Source) -> dict[str, Any]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if Path(source.model).is_dir():
             raise UserError(f"cannot read {INDEX_FILE} of {source.model}: {reason}") from error
+        # diffusers calls a file absent, too, that it could not ask for
+        unreached = isinstance(error.__cause__ or error.__context__, LocalEntryNotFoundError)
         raise UserError(
-            f"cannot get {source.model}: there is no such folder, it is not in the hub's cache here, and the hub does "
-            f"not give it ({reason}); where there is a network, first run: hf download {source.model} (after hf auth "
-            "login if it is gated); or name a folder, or a bundled model such as tiny-sd"
+            f"cannot get {source.model}: there is no such folder, it is not in the hub's cache here, and the hub "
+            f"{'cannot be reached' if unreached else f'does not give it ({reason})'}; where there is a network, first "
+            f"run: hf download {source.model} (after hf auth login if it is gated); or name a folder, or a bundled "
+            "model such as tiny-sd"
         ) from error
 
 
