@@ -14,16 +14,15 @@ from diffalign.strategies.base import DataKind
 
 REWARDS = ("tiny-pickscore", "verifier", "graded")
 """Who judges images of held-out captions: the proxy first, then the exact verifier."""
-_TRUE_CAPTIONS: tuple[DataKind, ...] = ("mismatched_captions", "labelled_captions")
-_FILES: dict[DataKind, str] = {"ranked_lists": "lists", "prompts": "images", **dict.fromkeys(_TRUE_CAPTIONS, "images")}
+_FILES: dict[DataKind, str] = {"ranked_lists": "lists", "prompts": "images", "mismatched_captions": "images"}
 
 
 def read_bundled(folder: Path, kind: DataKind) -> Table:
     """Read a folder with ``images.parquet``, ``pairs.parquet`` and ``lists.parquet``.
 
-    Ranked lists come from the lists, captions alone from all images, images beside true and edited captions from those
-    that the verifier accepts (methods that edit captions take the unedited one for true), everything else from the
-    pairs.
+    Ranked lists come from the lists, captions alone from all images, images beside a true and an edited caption from
+    those that the verifier accepts (methods that edit captions take the unedited one for true), everything else from
+    the pairs.
 
     Raises:
         UserError: if a file is missing.
@@ -32,7 +31,7 @@ def read_bundled(folder: Path, kind: DataKind) -> Table:
     images = {row["image_id"]: row for row in _read_parquet(folder / "images.parquet")}
     sources = {key: ImageSource.from_bytes(row["image"], key) for key, row in images.items()}
     found = list(images.values()) if file == "images" else _read_parquet(folder / f"{file}.parquet")
-    if kind in _TRUE_CAPTIONS:
+    if kind == "mismatched_captions":
         found = [row for row in found if row["verifier"]]
 
     def rows() -> Iterator[Mapping[str, Any]]:

@@ -26,7 +26,7 @@ from diffalign.data.transforms import aspect_buckets, assign_bucket
 from diffalign.errors import UserError
 from diffalign.strategies.base import DataKind
 
-_NEEDS_MISMATCH = frozenset({"caption_pairs", "mismatched_captions", "labelled_captions"})
+_NEEDS_MISMATCH = frozenset({"caption_pairs", "mismatched_captions"})
 _NEEDS_PREFERENCE = frozenset({"pairs", "caption_pairs", "ranked_lists"})
 
 
@@ -181,12 +181,7 @@ def _decoding_error(image: ImageSource) -> UnreadableImage | None:
 
 def _with_mismatched_captions(records: Sequence[Record], kind: DataKind, seed: int) -> list[Record]:
     """Edit captions where the records bring neither a mismatched one nor (for pairs) captions of their own."""
-    own = [
-        bool(record.mismatched)
-        or (kind == "caption_pairs" and record.captions is not None)
-        or (kind == "labelled_captions" and record.label is not None)
-        for record in records
-    ]
+    own = [bool(record.mismatched) or (kind == "caption_pairs" and record.captions is not None) for record in records]
     if all(own):
         return list(records)
     # One edit for each good image: the same image in several pairs must not gather several mismatched captions.

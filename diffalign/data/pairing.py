@@ -159,20 +159,6 @@ def to_mismatched_captions(record: Record, options: PairingOptions, notes: Count
         yield _example(record, (index, index), (record.prompt, mismatched[0]), alternatives=mismatched)
 
 
-def to_labelled_captions(record: Record, options: PairingOptions, notes: Counter[str]) -> Iterator[Example]:
-    """Yield one image, one caption and whether they match: as labelled, or each good image with both captions."""
-    if record.label is not None:
-        if record.label == 0.5:
-            notes["ties dropped"] += 1
-        else:
-            yield _example(record, (0,), (record.prompt,), {"label": record.label})
-        return
-    for index in _winners(record, notes):
-        for label, captions in ((1.0, (record.prompt,)), (0.0, _mismatches_of(record))):
-            example = _example(record, (index,), captions[:1], {"label": label}, captions)
-            yield replace(example, id=f"{example.id}:{'match' if label else 'mismatch'}")
-
-
 def to_prompts(record: Record, options: PairingOptions, notes: Counter[str]) -> Iterator[Example]:
     """Yield the caption alone; of images that a rollout sampled, what is known joins its description as ``scores``."""
     example = _example(record, (), (record.prompt,))
@@ -185,7 +171,6 @@ CONVERSIONS: Mapping[DataKind, Conversion] = {
     "pairs": to_pairs,
     "caption_pairs": to_caption_pairs,
     "mismatched_captions": to_mismatched_captions,
-    "labelled_captions": to_labelled_captions,
     "ranked_lists": to_ranked_lists,
     "unpaired": to_unpaired,
     "winners": to_winners,
@@ -195,7 +180,6 @@ _UNIQUE: Mapping[DataKind, Callable[[Example], Any]] = {
     "unpaired": lambda e: (e.images[0].name, e.prompts),
     "winners": lambda e: (e.images[0].name, e.prompts),
     "mismatched_captions": lambda e: (e.images[0].name, e.prompts[0]),
-    "labelled_captions": lambda e: (e.images[0].name, e.prompts),
     "prompts": lambda e: (e.prompts, e.metadata.get(ROLLOUT, {}).get("seed")),
 }
 """Kinds whose examples lists and pairs repeat, and what tells two of them apart."""

@@ -123,10 +123,6 @@ KINDS: Mapping[DataKind, KindInfo] = MappingProxyType(
             2, "one image twice; the matching caption, then the mismatched one", "prompt, images, mismatched",
             "dropped and counted: no image is preferred", caption_dropout=False,
         ),
-        "labelled_captions": KindInfo(
-            1, "one image, one caption; field label says whether they match", "prompt, images, label | mismatched",
-            "dropped and counted: no image is preferred", caption_dropout=False,
-        ),
         "ranked_lists": KindInfo(
             -1, "images best first; field scores", "prompt, images, scores | ranking",
             "kept: equal scores weigh nothing against each other; lists tied throughout are dropped and counted",

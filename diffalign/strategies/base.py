@@ -38,15 +38,14 @@ DataKind = Literal[
     "pairs",
     "caption_pairs",
     "mismatched_captions",
-    "labelled_captions",
     "ranked_lists",
     "unpaired",
     "winners",
     "prompts",
 ]
 """What an example is (``docs/data.md``), in the order above: two images of one caption; two images, each with a caption
-of its own; one image with a matching and a mismatched caption; one image, one caption and whether they match; N images
-with scores; one image, liked or disliked; one good image; a caption alone."""
+of its own; one image with a matching and a mismatched caption; N images with scores; one image, liked or disliked; one
+good image; a caption alone."""
 Modality = Literal["image", "text"]
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over all processes and returns the sum on every one of them."""

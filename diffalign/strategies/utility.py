@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffalign.batch import Batch, ImageBatch
+from diffalign.batch import ImageBatch
 from diffalign.errors import UserError, unknown
 from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Reduce, Strategy, Terms
 from diffalign.strategies.beta import describe_beta
@@ -61,21 +61,6 @@ def class_means(gain: Tensor, label: Tensor, reduce: Reduce) -> Tensor:
     classes = torch.stack([label, 1 - label]).to(gain.dtype)
     sums, counts = reduce(torch.stack([(classes * gain).sum((1, 2)), classes.sum((1, 2))]))
     return (sums / counts.clamp_min(1)).mean()
-
-
-def label_rows(batch: Batch, piece: Piece, like: Tensor) -> Tensor:
-    """Return the labels of a piece's rows, (rows, 1), typed and placed as ``like``.
-
-    Raises:
-        UserError: if the batch carries no labels.
-    """
-    if "label" not in batch.fields:
-        have = ", ".join(sorted(batch.fields)) or "none"
-        raise UserError(
-            f"this method needs a 'label' for each example (1 good, 0 bad); the data has the fields: {have}"
-        )
-    label = batch.fields["label"].to(like)[:, None]
-    return label if piece.rows is None else label[piece.rows]
 
 
 @dataclass(frozen=True)
@@ -184,7 +169,21 @@ class UtilityStrategy(Strategy):
     def frozen(self, ctx: Context, batch: ImageBatch, draws: Noised, piece: Piece) -> Mapping[str, Tensor]:
         """Add the labels to the reference's errors."""
         values = super().frozen(ctx, batch, draws, piece)
-        return {**values, "label": label_rows(batch, piece, like=values["reference"])}
+        return {**values, "label": self.labels(batch, piece, like=values["reference"])}
+
+    def labels(self, batch: ImageBatch, piece: Piece, like: Tensor) -> Tensor:
+        """Return the labels of a piece's rows, (rows, 1), 1 good and 0 bad, typed and placed as ``like``.
+
+        Raises:
+            UserError: if the batch carries none.
+        """
+        if "label" not in batch.fields:
+            have = ", ".join(sorted(batch.fields)) or "none"
+            raise UserError(
+                f"this method needs a 'label' for each example (1 good, 0 bad); the data has the fields: {have}"
+            )
+        label = batch.fields["label"].to(like)[:, None]
+        return label if piece.rows is None else label[piece.rows]
 
     def statistics(self, terms: Terms, reduce: Reduce) -> Mapping[str, Tensor]:
         """The reference point."""

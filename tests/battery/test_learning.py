@@ -88,9 +88,6 @@ def lesson(kind: str, policy: Policy, seed: int) -> ImageBatch:
     others = order[1:] + order[:1]
     if kind in ("caption_pairs", "mismatched_captions"):
         conditions = (own, policy.encode_prompts(others))
-    if kind == "labelled_captions":
-        pairs = zip(order, others, label.bool().tolist(), strict=True)
-        conditions = (policy.encode_prompts([right if fits else wrong for right, wrong, fits in pairs]),)
     if kind == "mismatched_captions":
         images, fields = images * 2, {}
     return ImageBatch(

@@ -177,7 +177,7 @@ def test_mismatched_captions_carry_the_image_twice():
     assert example.prompts == ("a cat", "a dog")
 
 
-@pytest.mark.parametrize("kind", ["mismatched_captions", "labelled_captions", "caption_pairs"])
+@pytest.mark.parametrize("kind", ["mismatched_captions", "caption_pairs"])
 def test_every_mismatched_caption_has_its_turn(kind):
     examples, _ = convert(replace(record(2, winner=1), mismatched=("a dog", "a cow")), kind)
     turns = examples[-1]
@@ -185,26 +185,15 @@ def test_every_mismatched_caption_has_its_turn(kind):
     assert examples[0].captions(0.9)[0] == "a cat"
 
 
-def test_labelled_captions_are_given_or_made():
-    examples, _ = convert(record(winner=1, mismatched=("a dog",)), "labelled_captions")
-    assert [(e.prompts, e.fields["label"]) for e in examples] == [(("a cat",), 1.0), (("a dog",), 0.0)]
-    (example,), _ = convert(record(1, label=0.0), "labelled_captions")
-    assert example.prompts == ("a cat",)
-    assert example.fields == {"label": 0.0}
-
-
-@pytest.mark.parametrize("kind", ["mismatched_captions", "labelled_captions"])
-def test_an_image_that_wins_twice_gets_one_mismatched_caption(kind):
+def test_an_image_that_wins_twice_gets_one_mismatched_caption():
     shared = images(3)
     records = [
         Record("a", "a red cat", shared[:2], winner=0),
         Record("b", "a red cat", (shared[0], shared[2]), winner=0),
         Record("c", "a blue dog", images(2, "other"), winner=0),
     ]
-    examples, _ = convert(records, kind)
-    assert len(examples) == (2 if kind == "mismatched_captions" else 4)
-    if kind == "labelled_captions":
-        assert sum(e.fields["label"] for e in examples) == 2
+    examples, _ = convert(records, "mismatched_captions")
+    assert len(examples) == 2
 
 
 def test_captions_alone_are_unique():

@@ -36,13 +36,19 @@ def _tkto(case: GoldenCase) -> dict[str, object]:
         weight_liked=case.params["lambda_matched"],
         weight_disliked=case.params["lambda_mismatched"],
     )
-    pred, fields = case.tensor("policy_pred").requires_grad_(), {"label": case.tensor("labels")}
-    target, ref_pred = case.tensor("target"), case.tensor("ref_pred")
-    output, _ = on_predictions(TKTO(config), pred, target, ref_pred, images=1, fields=fields)
+    label = case.tensor("labels")
+    order = label.argsort(descending=True, stable=True)  # matching captions first, as in the product's batches
+    if label.sum() * 2 != len(label):
+        raise ValueError("a TKTO case has as many mismatched captions as matching ones")
+    back = order.argsort()
+    pred, target, ref_pred = (case.tensor(name)[order] for name in ("policy_pred", "target", "ref_pred"))
+    strategy = TKTO(config)
+    output, terms = on_predictions(strategy, pred.requires_grad_(), target, ref_pred)
     (gradient,) = torch.autograd.grad(output.loss, pred)
+    logits = strategy.objective.logits(terms, output.metrics["reference_point"])
     return {
         "reference_point": output.metrics["reference_point"],
-        "z": output.metrics["logit"],
+        "z": logits[back, 0],
         "loss": output.loss,
-        "grad_policy_pred": gradient,
+        "grad_policy_pred": gradient[back],
     }
