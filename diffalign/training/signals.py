@@ -1,8 +1,4 @@
-"""SIGTERM and SIGINT end a run in an orderly way: the step is finished, a checkpoint and the weights are written.
-
-A run that was stopped is not a finished one, so its exit status is what a shell reports of a program that the signal
-itself has ended: 128 and the signal's number, 143 for SIGTERM and 130 for SIGINT.
-"""
+"""SIGTERM and SIGINT end a run in an orderly way: the step is finished, a checkpoint and the weights are written."""
 
 from __future__ import annotations
 
@@ -10,11 +6,6 @@ import signal
 import threading
 from types import FrameType
 from typing import Any
-
-
-def exit_status(interrupted: str | None) -> int:
-    """Return the exit status of a run: 0 of one that came to its end, else 128 and the number of the named signal."""
-    return 0 if interrupted is None else 128 + signal.Signals[interrupted].value
 
 
 class StopRequest:
