@@ -32,7 +32,7 @@ def train_reward_command(argv: Sequence[str], prog: str = "diffalign train-rewar
     from diffalign.reward_training.fit import train_reward
 
     result = train_reward(config)
-    lines = ["no caption was held out: nothing says how well the scorer does"]
+    lines = ["no decided pair was held out: nothing says how well the scorer does"]
     sys.stdout.write("\n".join(result.held_out.lines() if result.held_out else lines) + "\n")
     sys.stdout.write(f"scorer in {result.folder}\n")
     return 0

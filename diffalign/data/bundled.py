@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,23 @@ from diffalign.strategies.base import DataKind
 
 REWARDS = ("tiny-pickscore", "verifier", "graded")
 """Who judges images of held-out captions: the proxy first, then the exact verifier."""
+GRADED = "graded"
+"""Column of the verifier's graded scores, there for a column map that asks for it."""
 _FILES: dict[DataKind, str] = {"ranked_lists": "lists", "prompts": "images", "mismatched_captions": "images"}
 
 
-def read_bundled(folder: Path, kind: DataKind) -> Table:
+def read_bundled(folder: Path, kind: DataKind, mapped: Collection[str] = ()) -> Table:
     """Read a folder with ``images.parquet``, ``pairs.parquet`` and ``lists.parquet``.
 
     Ranked lists come from the lists, captions alone from all images, images beside a true and an edited caption from
     those that the verifier accepts (methods that edit captions take the unedited one for true), everything else from
-    the pairs.
+    the pairs. Column ``scores`` is the proxy's; ``graded``, the share of satisfied checks of the exact verifier, can
+    take its place. Rows hold it only where it is asked for: else it would reach methods as a field.
+
+    Args:
+        folder: where the files are.
+        kind: what examples are wanted.
+        mapped: columns that the user's column map names.
 
     Raises:
         UserError: if a file is missing.
@@ -38,15 +46,19 @@ def read_bundled(folder: Path, kind: DataKind) -> Table:
         for index, row in enumerate(found):
             ids = [] if kind == "prompts" else _image_ids(row, file)
             first = images[ids[0]] if ids else row
-            yield {
+            values: dict[str, Any] = {
                 "id": f"{file}-{index}",
                 "prompt": first["prompt"],
                 "images": [sources[key] for key in ids],
                 "scores": [images[key]["proxy"] for key in ids],
                 "metadata": first["metadata"],
             }
+            if GRADED in mapped:
+                values[GRADED] = [images[key]["graded"] for key in ids]
+            yield values
 
-    columns = frozenset({"id", "prompt", "images", "scores", "metadata"})
+    judged = all(GRADED in image for image in images.values())
+    columns = frozenset({"id", "prompt", "images", "scores", "metadata", *([GRADED] if judged else [])})
     return Table("bundled preferences", columns, rows, held_out=held_out)
 
 

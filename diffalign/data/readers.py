@@ -183,7 +183,8 @@ def _annotation_files(path: Path) -> list[Path]:
 def _open_bundled(source: str | Path, kind: DataKind, options: SourceOptions) -> Table:
     from diffalign.bundled import bundled_path
 
-    return read_bundled(bundled_path("preferences") if str(source) == BUNDLED else Path(source), kind)
+    folder = bundled_path("preferences") if str(source) == BUNDLED else Path(source)
+    return read_bundled(folder, kind, options.column_map.values())
 
 
 def _open_rendered(source: str | Path, kind: DataKind, options: SourceOptions) -> Table:

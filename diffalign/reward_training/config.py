@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from diffalign.bundled import is_bundled
+from diffalign.data.bundled import GRADED
+from diffalign.data.readers import BUNDLED as BUNDLED_DATA
 from diffalign.device import AUTO, choose_device
 from diffalign.errors import UserError, unknown
 from diffalign.rewards.objective import MarginLoss
@@ -50,8 +52,7 @@ class RewardTrainingConfig:
     """Options of ``train_reward.py``.
 
     Args:
-        model: the CLIP model to start from, by bundled name, folder or hub name. tiny-clip: bundled, and fitted to no
-            preference; the bundled pairs were labelled by tiny-pickscore, which can learn nothing from them.
+        model: the CLIP model to start from, by bundled name, folder or hub name.
         dataset_name: pairs or lists: "bundled", a file or folder, or a hub name.
         objective: "pair", PickScore's; "in_batch", with negatives from the batch; "heteroscedastic", which also learns
             how sure it is; "pal", ideal points of many people on the frozen model.
@@ -67,7 +68,8 @@ class RewardTrainingConfig:
         held_out: share of captions that are kept for the accuracy and never trained on.
         checkpointing_steps: steps between checkpoints; 0 for none but the last.
         resume: go on from the last checkpoint in output_dir.
-        column_map: canonical column -> column of the source.
+        column_map: canonical column -> column of the source. By default {"scores": "graded"} for the bundled data, the
+            exact verifier's: their own scores are those of tiny-pickscore, which could learn nothing from them.
         split: split of a data set with several.
         user_column: column that tells people apart, for "pal"; "annotator" for exports of the labelling app.
         prototypes: points that people's ideals are mixed from. 2: PAL's code.
@@ -79,7 +81,7 @@ class RewardTrainingConfig:
         seed: order of the pairs, new weights.
     """
 
-    model: str = "tiny-clip"
+    model: str = "tiny-pickscore"
     dataset_name: str = "bundled"
     objective: Objective = "pair"
     output_dir: Path = Path("runs/reward")
@@ -93,7 +95,7 @@ class RewardTrainingConfig:
     held_out: float = 0.2
     checkpointing_steps: int = 500
     resume: bool = False
-    column_map: Mapping[str, str] = field(default_factory=dict)
+    column_map: Mapping[str, str] | None = None
     split: str = "train"
     user_column: str = "user"
     prototypes: int = 2
@@ -119,13 +121,20 @@ class RewardTrainingConfig:
         given = {option.name: getattr(self, option.name) for option in fields(Budget)}
         return replace(usual, **{name: value for name, value in given.items() if value is not None})
 
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """The column map that is given, or what suits the data."""
+        if self.column_map is not None:
+            return self.column_map
+        return {"scores": GRADED} if self.dataset_name == BUNDLED_DATA else {}
+
     def resolved(self) -> RewardTrainingConfig:
         """Return the options as they are used: nothing is left to choose.
 
         Raises:
             UserError: for a device that is not here.
         """
-        return replace(self, **asdict(self.budget), device=choose_device(self.device))
+        return replace(self, **asdict(self.budget), column_map=self.columns, device=choose_device(self.device))
 
     @property
     def optim(self) -> OptimOptions:

@@ -35,7 +35,7 @@ _FREE = frozenset({"output_dir", "max_train_steps", "checkpointing_steps", "resu
 class HeldOutAccuracy:
     """Share of preferences that the scores agree with, on captions that were not trained on.
 
-    Captions count alike, ties half; intervals are at 95 %, over captions.
+    Captions count alike, equal scores half; ties are no preferences and left out. Intervals are at 95 %, over captions.
 
     Args:
         pairs, captions: how many there are.
@@ -52,7 +52,8 @@ class HeldOutAccuracy:
     def lines(self) -> list[str]:
         """Return a table as lines of text."""
         return [
-            f"accuracy on {self.pairs} pairs of {self.captions} held-out captions, 95 % intervals over captions",
+            f"accuracy on {self.pairs} decided pairs of {self.captions} held-out captions, "
+            "95 % intervals over captions",
             f"before  {self.before}",
             f"after   {self.after}",
             f"gain   {self.gain.shown('+')}",
@@ -87,14 +88,18 @@ def train_reward(config: RewardTrainingConfig) -> RewardTrainingResult:
     """
     config = config.resolved()
     torch.manual_seed(config.seed)
-    options = SourceOptions(split=config.split, column_map=config.column_map)
+    options = SourceOptions(split=config.split, column_map=config.columns)
     trained, kept_back = split_captions(read_pairs(config.dataset_name, options, config.user_column), config.held_out)
+    kept_back = [pair for pair in kept_back if not pair.tied]  # of a tie no score is right or wrong
     scorer = PickScore.load(config.model, device=config.device)
     objective = build_objective(scorer, config, [*trained, *kept_back])
     folder = RunFolder(config.output_dir)
     if not config.resume and list_checkpoints(folder.checkpoints):
         raise UserError(f"{folder.path} holds a run already; choose another --output_dir, or go on with --resume true")
     folder.record(_plain(config))
+    named = "".join(f"; {name} from column {own}" for name, own in config.columns.items())
+    ties = sum(pair.tied for pair in trained)
+    sys.stdout.write(f"{len(trained)} pairs to train on, {ties} of them ties; {len(kept_back)} held out{named}\n")
     before = _accuracies(objective, kept_back) if kept_back else None
     if before is not None and bool((before == 1).all()):
         sys.stdout.write(
@@ -177,7 +182,7 @@ def _check_same(saved: Mapping[str, Any], config: RewardTrainingConfig, where: P
 
 @torch.no_grad()
 def _accuracies(objective: ScorerObjective, pairs: Sequence[ScorerPair]) -> Tensor:
-    """Share of each held-out caption's preferences that the scores agree with, (captions,); ties count half."""
+    """Share of each held-out caption's preferences that the scores agree with, (captions,); equal scores count half."""
     size = objective.config.budget.batch_size
     batches = [pairs[start : start + size] for start in range(0, len(pairs), size)]
     right = torch.cat([label_mass(objective.scores(batch), objective.labels(batch)) for batch in batches]).cpu()

@@ -11,7 +11,7 @@ import torch
 
 from diffalign.data.image_source import ImageSource
 from diffalign.data.pairing import utilities
-from diffalign.data.readers import SourceOptions, open_records
+from diffalign.data.readers import BUNDLED, SourceOptions, open_records
 from diffalign.data.schema import Record
 from diffalign.diffusion.random import derive_seed
 from diffalign.errors import UserError
@@ -39,9 +39,16 @@ class ScorerPair:
     user: str = EVERYONE
     siblings: int = 1
 
+    @property
+    def tied(self) -> bool:
+        """Whether neither image is preferred."""
+        return self.label == 0.5
+
 
 def read_pairs(source: str, options: SourceOptions, user_column: str = "user") -> list[ScorerPair]:
     """Read all pairs of a data set; a list gives every pair of its images.
+
+    Of the bundled data the lists are read: their pairs were chosen so that proxy and verifier never disagree on one.
 
     Args:
         source: as for the training of models.
@@ -51,7 +58,7 @@ def read_pairs(source: str, options: SourceOptions, user_column: str = "user") -
     Raises:
         UserError: for a source that cannot be read or has no pair.
     """
-    reader = open_records(source, "pairs", options)
+    reader = open_records(source, "ranked_lists" if source == BUNDLED else "pairs", options)
     pairs: list[ScorerPair] = []
     for index, row in enumerate(reader.table.rows()):
         record = reader.read(index, row)

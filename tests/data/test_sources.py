@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from diffalign.bundled import bundled_path
 from diffalign.data.load import load_examples
 from diffalign.data.pairing import PairingOptions
 from diffalign.data.readers import SourceOptions, detect_format
@@ -264,6 +265,41 @@ def test_the_bundled_layout(tmp_path):
     assert len(load_examples(tmp_path, "unpaired")) == 2
     held = load_examples(tmp_path, "pairs").held_out("test", 5, 0)
     assert len(held.prompts) == len(held.metadata) == 5
+    with pytest.raises(UserError, match="has no column 'graded'"):
+        load_examples(tmp_path, "pairs", BY_VERIFIER)
+
+
+BY_VERIFIER = SourceOptions(column_map={"scores": "graded"})
+
+
+def bundled_grades() -> dict[str, float]:
+    table = pq.read_table(bundled_path("preferences") / "images.parquet", columns=["image_id", "graded"])
+    return {row["image_id"]: row["graded"] for row in table.to_pylist()}
+
+
+@pytest.mark.parametrize("kind", ["pairs", "unpaired", "ranked_lists", "winners"])
+def test_the_verifier_judges_bundled_images_in_place_of_the_proxy(kind):
+    grades = bundled_grades()
+    usual, judged = (load_examples("bundled", kind, options) for options in (SourceOptions(), BY_VERIFIER))
+    assert 0 < len(judged) < len(usual)
+    assert any(reason.endswith("dropped") and count for reason, count in judged.notes.items())
+    assert {name for example in judged.examples for name in example.fields} == {
+        name for example in usual.examples for name in example.fields
+    }
+    for example in judged.examples:
+        values = tuple(grades[image.name] for image in example.images)
+        if kind in ("pairs", "ranked_lists"):
+            assert example.fields["scores"] == values == tuple(sorted(values, reverse=True))
+            assert values[0] > values[-1]
+
+
+def test_every_bundled_pair_of_equal_grades_is_dropped_and_counted():
+    grades = bundled_grades()
+    usual, judged = (load_examples("bundled", "pairs", options) for options in (SourceOptions(), BY_VERIFIER))
+    tied = [e for e in usual.examples if grades[e.images[0].name] == grades[e.images[1].name]]
+    assert sum(judged.notes.values()) == len(tied) == len(usual) - len(judged)
+    with pytest.raises(UserError, match="did you mean 'graded'"):
+        load_examples("bundled", "pairs", SourceOptions(column_map={"scores": "graed"}))
 
 
 def test_rendered_pictures_show_their_captions_and_are_the_same_each_time():

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -60,7 +61,7 @@ def test_two_steps_of_every_objective(objective: str, table: Path, tmp_path: Pat
     assert [line["step"] for line in lines] == [1, 2]
     assert all(line["grad_norm"] > 0 for line in lines)
     assert result.held_out is not None
-    assert result.pairs + result.held_out.pairs == 12
+    assert result.pairs + result.held_out.pairs == 11  # a held-out tie is no preference
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["loss"] == result.loss == lines[-1]["loss"]
     assert summary["held_out"]["gain"]["value"] == result.held_out.gain.value
@@ -69,7 +70,7 @@ def test_two_steps_of_every_objective(objective: str, table: Path, tmp_path: Pat
     trained = load_reward(names.get(objective, "{}").format(result.folder))
     assert trained.score(images, PROMPTS).isfinite().all()
     if objective != "pal":
-        assert not torch.equal(trained.score(images, PROMPTS), load_reward("tiny-clip").score(images, PROMPTS))
+        assert not torch.equal(trained.score(images, PROMPTS), load_reward("tiny-pickscore").score(images, PROMPTS))
     check_gradient(trained, images, step=1e-3)
 
 
@@ -218,19 +219,28 @@ def test_the_commands_of_the_document(table: Path, tmp_path: Path, monkeypatch: 
     assert votes.shape == (2,)
 
 
-def test_the_start_knows_nothing_of_the_bundled_pairs_and_their_judge_all(tmp_path: Path) -> None:
-    """Bundled labels are tiny-pickscore's own: it is right on all of them, and says so; tiny-clip is not."""
-    trained, kept_back = split_captions(read_pairs("bundled", SourceOptions()), 0.1)
-    assert not {pair.prompt for pair in trained} & {pair.prompt for pair in kept_back}
-    some = kept_back[::12]
+def test_bundled_images_are_judged_by_the_verifier_unless_a_column_map_is_given(tmp_path: Path) -> None:
+    """By their own scores tiny-pickscore, whose they are, is right on all; by the verifier on a part."""
     right = {}
-    for name in ("tiny-clip", "tiny-pickscore"):
-        options = RewardTrainingConfig(model=name, device="cpu")
-        objective = build_objective(PickScore.load(name), options, some)
-        right[name] = label_mass(objective.scores(some).detach(), objective.labels(some)).mean().item()
-    assert right["tiny-pickscore"] == 1
-    assert 0.5 < right["tiny-clip"] < 0.95
-    assert RewardTrainingConfig().model == "tiny-clip"
+    for columns in (RewardTrainingConfig().columns, {}):
+        trained, kept_back = split_captions(read_pairs("bundled", SourceOptions(column_map=columns)), 0.1)
+        assert not {pair.prompt for pair in trained} & {pair.prompt for pair in kept_back}
+        some = [pair for pair in kept_back if not pair.tied][::12]
+        objective = build_objective(PickScore.load("tiny-pickscore"), RewardTrainingConfig(device="cpu"), some)
+        right[len(columns)] = label_mass(objective.scores(some).detach(), objective.labels(some)).mean().item()
+    assert right[0] > 0.99
+    assert 0.5 < right[1] < 0.9
+
+
+def test_the_columns_that_are_used_are_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = train_reward(RewardTrainingConfig(output_dir=tmp_path, max_train_steps=1, batch_size=4, held_out=0.02))
+    output = capsys.readouterr().out
+    assert "of them ties; " in output
+    assert "held out; scores from column graded\n" in output
+    assert result.held_out is not None
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["column_map"] == {"scores": "graded"}
+    assert RewardTrainingConfig(dataset_name="votes.jsonl").resolved().column_map == {}
+    assert RewardTrainingConfig(column_map={}).resolved().column_map == {}
 
 
 def test_a_start_with_nothing_left_to_learn_is_noted(
@@ -243,9 +253,9 @@ def test_a_start_with_nothing_left_to_learn_is_noted(
         row["winner"] = int(judge.score_pictures(with_images, [row["prompt"]] * 2).argmax())
     path = table.parent / "judged.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for model in ("tiny-pickscore", "tiny-clip"):
-        train_reward(config(path, tmp_path / model, model=model, max_train_steps=1))
-        assert ("right before any training" in capsys.readouterr().out) == (model == "tiny-pickscore")
+    for file in (path, table):
+        train_reward(config(file, tmp_path / file.stem, max_train_steps=1))
+        assert ("right before any training" in capsys.readouterr().out) == (file == path)
 
 
 def test_small_models_have_a_small_budget() -> None:

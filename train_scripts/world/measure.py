@@ -58,8 +58,6 @@ def _measurements(workspace: Workspace) -> Iterable[tuple[str, Callable[[], Figu
     for model in SAMPLING:
         if (workspace.out / model / "model_index.json").is_file():
             yield model, lambda model=model: denoiser(workspace, model)  # type: ignore[misc]
-    if (workspace.cache / "proxy" / "config.json").is_file():
-        yield "tiny-clip", lambda: {"rendered_accuracy": rendered_accuracy(workspace, "proxy")}
     if (workspace.cache / "proxy-pairs" / "config.json").is_file():
         yield "tiny-pickscore", lambda: proxy_accuracy(workspace)
     if (workspace.out / "preferences" / "images.parquet").is_file():
@@ -109,31 +107,21 @@ def by_kind(pictures: NDArray[np.uint8], records: list[PromptRecord]) -> Figures
 
 def proxy_accuracy(workspace: Workspace) -> Figures:
     """Share of pairs that the proxy orders as the verifier does: held-out samples, and renderings with one error."""
-    scorer = _scorer(workspace, "proxy-pairs")
+    scorer = proxy.Scorer(CLIPModel.from_pretrained(workspace.folder("proxy-pairs")).eval(), build_tokenizer())
     drawn = samples.load(workspace, samples.PROXY)
     pairs = proxy.decided_pairs(drawn)[1]
     scores = scorer.logits(drawn.images, [record.text for record in drawn.records])
     ordered = [bool(scores[winner] > scores[loser]) for winner, loser in pairs]
-    return {
-        "held_out_pairs": len(pairs),
-        "held_out_accuracy": float(np.mean(ordered)),
-        "rendered_accuracy": rendered_accuracy(workspace, "proxy-pairs"),
-    }
-
-
-def rendered_accuracy(workspace: Workspace, stage: str) -> float:
-    """Share of renderings that a stage's model prefers to such with one planted error."""
-    scorer = _scorer(workspace, stage)
     rng = random.Random("measure/proxy")
     records, captions = _test_records(workspace.amount(RENDERINGS // 4), rng)
     true = to_tensor([render(record.metadata, rng) for record in records])
     wrong = to_tensor([render(spoil_meaning(record.metadata, rng), rng) for record in records])
     margin = scorer.logits(true, captions) - scorer.logits(wrong, captions)
-    return (margin > 0).float().mean().item()
-
-
-def _scorer(workspace: Workspace, stage: str) -> proxy.Scorer:
-    return proxy.Scorer(CLIPModel.from_pretrained(workspace.folder(stage)).eval(), build_tokenizer())
+    return {
+        "held_out_pairs": len(pairs),
+        "held_out_accuracy": float(np.mean(ordered)),
+        "rendered_accuracy": (margin > 0).float().mean().item(),
+    }
 
 
 def preference_counts(workspace: Workspace) -> Figures:

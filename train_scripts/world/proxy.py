@@ -1,4 +1,4 @@
-"""Stages "proxy" and "proxy-pairs": tiny-clip and, from it, tiny-pickscore, a small CLIPModel made as PickScore was.
+"""Stages "proxy" and "proxy-pairs": tiny-pickscore, a small CLIPModel made in two steps as PickScore was.
 
 1. Contrastive, on renderings: a caption must find its true picture among those of other captions, one with a fact
    changed and one with deformed shapes; a picture must find its caption among those of others and some with a word
@@ -7,8 +7,7 @@
 2. PickScore's objective, on pairs sampled from tiny-sd for training captions: a softmax over the two logits, the
    picture with the higher graded verifier score preferred.
 
-What the first step gives is tiny-clip, from which users train scorers of their own. The second stays a proxy: it can be
-fooled, and the verifier shows when it was.
+It stays a proxy: it can be fooled, and the verifier shows when it was.
 """
 
 from __future__ import annotations
@@ -35,8 +34,7 @@ from train_scripts.world.spoiled import Picture, spoil_caption, spoil_meaning, s
 from train_scripts.world.text import build_tokenizer, text_config
 from train_scripts.world.workspace import Workspace
 
-NAMES = {"proxy": "tiny-clip", "proxy-pairs": "tiny-pickscore"}
-"""Stage -> asset."""
+NAME = "tiny-pickscore"
 CONTRASTIVE = FitSettings(steps=4500, learning_rate=1e-3, warmup=200, ema_decay=0.995, seed=5)
 PAIRS = FitSettings(steps=300, learning_rate=2e-4, warmup=30, ema_decay=0.99, seed=6)
 CAPTIONS = 32
@@ -207,10 +205,10 @@ def decided_pairs(drawn: samples.SampleSet, held_out: float = 0.15) -> tuple[lis
     return parts
 
 
-def export(workspace: Workspace, stage: str) -> None:
-    """Write model (float16), tokenizer and image processor of a stage as PickScore's loader expects them."""
-    folder = workspace.out / NAMES[stage]
-    save_half(CLIPModel.from_pretrained(workspace.folder(stage)), folder)
+def export(workspace: Workspace) -> None:
+    """Write model (float16), tokenizer and image processor as PickScore's loader expects them."""
+    folder = workspace.out / NAME
+    save_half(CLIPModel.from_pretrained(workspace.folder("proxy-pairs")), folder)
     build_tokenizer().save_pretrained(folder)
     CLIPImageProcessor(
         size={"shortest_edge": SIDE},
