@@ -163,7 +163,7 @@ VARIANTS: dict[str, Entry] = {
     "ddpo_pickscore": Entry("ddpo", options={"rewards": PROXY, "max_train_steps": 100}),
     "ddpo_10x": Entry("ddpo", options=_SHORT, learning_rate_factor=10.0),
     "prdp_10x": Entry("prdp", options=_SHORT, learning_rate_factor=10.0),
-    **{f"{method}_rendered": Entry(method, options=_TRUE_PICTURES) for method in ("sft", "seppo", "dro")},
+    **{f"{method}_rendered": Entry(method, options=_TRUE_PICTURES) for method in ("sft", "seppo")},
     **_INVERSIONS,
     "inversion_start": Entry("diffusion_dpo", options={**_FROM_PAIRS, "max_train_steps": _WARM_STEPS}),
     "inversion_start_longer": Entry("diffusion_dpo", options={**_FROM_PAIRS, "max_train_steps": 850}),
