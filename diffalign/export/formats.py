@@ -70,8 +70,7 @@ def _adapter(file: Path, dtype: torch.dtype) -> LoraWeights:
 def _kohya(file: Path, weights: LoraWeights, output: Path, metadata: dict[str, str]) -> None:
     if _prefix(file) != "unet":
         raise UserError(
-            "kohya's format has no agreed names for Stable Diffusion 3: export with --format diffusers, which ComfyUI "
-            "reads too"
+            "kohya's format has no agreed names for Stable Diffusion 3: export with --format diffusers, peft or merged"
         )
     from diffusers import UNet2DConditionModel
 

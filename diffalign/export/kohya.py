@@ -77,17 +77,15 @@ class KohyaNames:
         if outer is None:
             raise UserError(f"kohya's format has no name for the layer {path}: export with --format diffusers")
         side, block, kind, index, rest = outer[1], int(outer[2]), outer[3], int(outer[4]), outer[5]
-        width = (
-            self.config["layers_per_block"] + 1
-        )  # a block of the decoder has one layer more, one of the encoder a downsampler
+        # A block of the decoder has one layer more, one of the encoder a downsampler.
+        width = self.config["layers_per_block"] + 1
         if kind == "downsamplers":
             return f"input_blocks.{(block + 1) * width}.0.op"
         if kind == "upsamplers":
-            place = 2 if "CrossAttn" in self.config["up_block_types"][block] else 1
-            return f"output_blocks.{(block + 1) * width - 1}.{place}.{rest}"
-        row = (
-            f"input_blocks.{block * width + index + 1}" if side == "down" else f"output_blocks.{block * width + index}"
-        )
+            layer = 2 if "CrossAttn" in self.config["up_block_types"][block] else 1
+            return f"output_blocks.{(block + 1) * width - 1}.{layer}.{rest}"
+        place = block * width + index
+        row = f"input_blocks.{place + 1}" if side == "down" else f"output_blocks.{place}"
         return f"{row}.0.{_RESNET[rest]}" if kind == "resnets" else f"{row}.1.{rest}"
 
 
