@@ -67,7 +67,7 @@ class ImageSource:
             path = Path(value)
             return cls.from_path(path if path.is_absolute() or root is None else root / path, str(value))
         if isinstance(value, Image.Image):
-            return cls(name, lambda: _to_png(value))
+            return cls(name, lambda: to_png(value))
         kind = "nothing" if value is None or value == "" else f"a value of type {type(value).__name__}"
         raise UserError(f"{name}: an image was expected (encoded bytes, a path or a PIL image), but there is {kind}")
 
@@ -124,7 +124,8 @@ def image_hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def _to_png(image: Image.Image) -> bytes:
+def to_png(image: Image.Image) -> bytes:
+    """Return a picture's bytes as PNG."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

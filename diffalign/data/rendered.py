@@ -7,7 +7,6 @@ is read.
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -16,12 +15,12 @@ from typing import Any
 from PIL import Image
 
 from diffalign.data.bundled import held_out
-from diffalign.data.image_source import ImageSource
+from diffalign.data.image_source import ImageSource, to_png
 from diffalign.data.table import Table
 from diffalign.diffusion.random import derive_seed
 
 COUNT = 1536
-"""How many pictures there are: about as many as the bundled pairs have winners."""
+"""How many pictures there are: as many as the samples that benchmarks/imitation.py compares them with."""
 
 
 def read_rendered() -> Table:
@@ -43,6 +42,4 @@ def read_rendered() -> Table:
 def _png(metadata: Mapping[str, Any], index: int) -> bytes:
     from diffalign.world.render import render
 
-    buffer = io.BytesIO()
-    Image.fromarray(render(metadata, random.Random(derive_seed("rendered", index)))).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return to_png(Image.fromarray(render(metadata, random.Random(derive_seed("rendered", index)))))
