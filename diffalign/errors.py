@@ -10,6 +10,10 @@ class UserError(ValueError):
     """A mistake that the user can mend; command lines print it without a traceback and exit with status 2."""
 
 
+class RunStopped(UserError):
+    """A run cannot go on. Every process raises it at the same place, and what has been learned so far is saved."""
+
+
 class MissingExtra(UserError, ImportError):
     """An optional package is absent.
 

@@ -149,6 +149,12 @@ class ExampleLoader(Generic[E]):
             return None
         return sum(math.ceil(len(rows) / self.options.global_batch) for rows in self._groups.values())
 
+    @property
+    def completed_epochs(self) -> int:
+        """Passes over the data that have been handed out to the end; for a stream, those that another one follows."""
+        per_epoch = self.steps_per_epoch
+        return self.position.epoch + (per_epoch is not None and self.position.batch >= per_epoch)
+
     def __iter__(self) -> Iterator[list[MicroBatch[E]]]:
         """Yield the micro-batches of one optimizer step after another, from :attr:`position` on.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,21 +155,36 @@ def save_pipeline(folder: Path, pipeline: Any, metadata: Mapping[str, str]) -> N
     """Write a whole pipeline that ``from_pretrained(folder)`` loads; ``model_index.json`` appears last.
 
     Raises:
-        UserError: if it cannot be written; then nothing is left behind.
+        UserError: if it cannot be written.
     """
-    temporary = folder / "pipeline.tmp"
+    with drafted(folder, "model_index.json") as draft:
+        pipeline.save_pretrained(draft, safe_serialization=True)
+        (draft / PIPELINE_METADATA).write_text(json.dumps(dict(metadata), indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def drafted(folder: Path, last: str) -> Iterator[Path]:
+    """Give a draft folder whose entries move into ``folder`` at the end; nothing of it stays where writing fails.
+
+    Args:
+        folder: where to; made if missing. Entries of the same names are replaced, others stay.
+        last: name of the entry that makes the rest complete; it moves last.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    draft = folder / ".draft.tmp"
     try:
-        temporary.mkdir(parents=True, exist_ok=True)
-        pipeline.save_pretrained(temporary, safe_serialization=True)
-        (temporary / PIPELINE_METADATA).write_text(json.dumps(dict(metadata), indent=2) + "\n", encoding="utf-8")
-        for part in sorted(temporary.iterdir(), key=lambda p: (p.name == "model_index.json", p.name)):
+        draft.mkdir(parents=True, exist_ok=True)
+        yield draft
+        for part in sorted(draft.iterdir(), key=lambda path: (path.name == last, path.name)):
             if (folder / part.name).is_dir():
                 shutil.rmtree(folder / part.name)
             os.replace(part, folder / part.name)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write a pipeline to {folder}: {error}") from error
+        raise UserError(f"cannot write {last} and what belongs to it to {folder}: {error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _stock_metadata(metadata: Mapping[str, str], prefix: str) -> dict[str, Any]:

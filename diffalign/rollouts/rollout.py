@@ -18,7 +18,7 @@ from torch import Tensor
 from diffalign.batch import Condition, ImageBatch
 from diffalign.diffusion.base import NoiseProcess
 from diffalign.diffusion.random import derive_seed
-from diffalign.errors import UserError, require_at_least
+from diffalign.errors import RunStopped, UserError, require_at_least
 from diffalign.rewards.combine import Normalised
 from diffalign.rewards.judges import JudgeReward
 from diffalign.rollouts.judged import Judged, exchange
@@ -170,10 +170,10 @@ class Rollouts:
             known: (rows, 1) rewards in block order, where these images have been judged before: nothing is scored then.
 
         Raises:
-            RewardFailed: if a reward fails and failures are to end the run, or fails on every image.
+            RunStopped: on every process, if a reward fails on any of them and failures are to end the run
+                (:class:`RewardFailed` where it failed), or fails on every image.
         """
-        nothing = None, torch.zeros(0, len(self._scorers)), torch.zeros(0, dtype=torch.bool)
-        trajectories, rewards, valid = self._sample(ctx, batches, known is None) if batches else nothing
+        trajectories, rewards, valid = self._sample_together(ctx, batches, known is None)
         example_seeds = torch.cat([b.seeds for b in batches]) if batches else torch.zeros(0, dtype=torch.long)
         prompts = [prompt for batch in batches for prompt in batch.prompts]
         captions = torch.tensor([derive_seed("caption", prompt) for prompt in prompts], dtype=torch.long)
@@ -206,6 +206,27 @@ class Rollouts:
         counts = torch.tensor([[judge.unread, judge.answers] for judge in judges], dtype=torch.float32).sum(0)
         unread, answers = ctx.reduce(counts.to(ctx.device)).tolist()
         return float(unread) / max(1.0, answers)
+
+    def _sample_together(
+        self, ctx: Context, batches: Sequence[ImageBatch], judge: bool
+    ) -> tuple[Trajectories | None, Tensor, Tensor]:
+        """Sample this process's share, if it has one; where any process fails, all raise, so that none waits for it."""
+        failure: UserError | None = None
+        empty = torch.zeros(0, len(self._scorers)), torch.zeros(0, dtype=torch.bool)
+        sampled: tuple[Trajectories | None, Tensor, Tensor] = (None, *empty)
+        if batches:
+            try:
+                sampled = self._sample(ctx, batches, judge)
+            except UserError as error:
+                failure = error
+        failures = ctx.reduce(torch.tensor([float(failure is not None)], device=ctx.device))
+        if isinstance(failure, RunStopped):
+            raise failure
+        if failure is not None:
+            raise RunStopped(str(failure)) from failure
+        if bool(failures):
+            raise RunStopped("sampling or a reward failed on another process, which says why")
+        return sampled
 
     def _sample(self, ctx: Context, batches: Sequence[ImageBatch], judge: bool) -> tuple[Trajectories, Tensor, Tensor]:
         """Return trajectories, rewards (rows, R) and where they are valid (rows,), in block order.

@@ -12,13 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffalign.errors import UserError
+from diffalign.errors import RunStopped, UserError
 from diffalign.rewards.base import Reward
 
 OnFailure = Literal["stop", "skip"]
 
 
-class RewardFailed(UserError):
+class RewardFailed(RunStopped):
     """A reward raised, or gave no finite number, on an image of a run."""
 
 
@@ -93,7 +93,7 @@ class RolloutScorer:
             if self.on_failure == "stop":
                 raise RewardFailed(
                     f"reward {self.reward.info.name!r} {problem} for {prompts[row]!r} with seed {int(seeds[row])}; the "
-                    f"image is {path}: mend the reward, or leave such images out by skipping failures"
+                    f"image is {path}: fix the reward, or leave such images out with --on_reward_failure skip"
                 )
             valid[row] = False
         return Scored(torch.where(valid, rewards, torch.zeros_like(rewards)), valid)

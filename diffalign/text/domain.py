@@ -22,12 +22,11 @@ from diffalign.text.logprobs import token_log_probs
 from diffalign.text.observer import TextObserver
 from diffalign.text.policy import TextPolicy
 from diffalign.training.config import DataOptions, ModelOptions, TrainConfig
-from diffalign.training.domain import Domain, LoadedData
+from diffalign.training.domain import EVALUATION_SEED, EVALUATION_SPLIT, Domain, LoadedData
 from diffalign.training.loop import Observer
 from diffalign.training.memory import saved_bytes
 from diffalign.training.processes import Processes
 
-_EVALUATION_SEED = 0
 _TYPICAL_TOKENS = 1024
 """Length of a row in estimates of memory, where no ``--max_length`` is given and the model takes longer ones."""
 
@@ -84,7 +83,7 @@ class TextDomain(Domain):
         count = config.run.evaluation_prompts
         if not count or not dataset.bundled:
             return None
-        return TextObserver(policy, writer_evaluator("test", count, _EVALUATION_SEED), console)
+        return TextObserver(policy, writer_evaluator(EVALUATION_SPLIT, count, EVALUATION_SEED), console)
 
 
 def _source_options(options: DataOptions) -> SourceOptions:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from diffalign.errors import UserError
 from diffalign.policies.adapters import AdapterBank, LoraSettings
+from diffalign.policies.saving import drafted
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -61,7 +60,7 @@ def write_peft_adapter(
         task_type: what peft calls the network's task, where it knows it.
 
     Raises:
-        UserError: if it cannot be written; then nothing is left behind.
+        UserError: if it cannot be written.
     """
     config = {
         "peft_type": "LORA",
@@ -75,17 +74,9 @@ def write_peft_adapter(
         "inference_mode": True,
     }
     state = {f"{_PREFIX}{key}": value.cpu().contiguous() for key, value in state.items()}
-    weights, described = folder / f"{ADAPTER_WEIGHTS}.tmp", folder / f"{ADAPTER_CONFIG}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(state, weights, {"format": "pt", **metadata})
-        described.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        os.replace(weights, folder / ADAPTER_WEIGHTS)
-        os.replace(described, folder / ADAPTER_CONFIG)
-    except (OSError, SafetensorError) as error:
-        for path in (weights, described):
-            path.unlink(missing_ok=True)
-        raise UserError(f"cannot write the adapter to {folder}: {error}") from error
+    with drafted(folder, ADAPTER_CONFIG) as draft:
+        save_file(state, draft / ADAPTER_WEIGHTS, {"format": "pt", **metadata})
+        (draft / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def read_peft_adapter(folder: Path) -> PeftAdapter:
@@ -117,17 +108,9 @@ def save_model(folder: Path, module: Any, tokenizer: Any, metadata: Mapping[str,
     """Write a whole model that ``AutoModelForCausalLM.from_pretrained(folder)`` loads; ``config.json`` appears last.
 
     Raises:
-        UserError: if it cannot be written; then nothing is left behind.
+        UserError: if it cannot be written.
     """
-    temporary = folder / "model.tmp"
-    try:
-        temporary.mkdir(parents=True, exist_ok=True)
-        module.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        (temporary / MODEL_METADATA).write_text(json.dumps(dict(metadata), indent=2) + "\n", encoding="utf-8")
-        for part in sorted(temporary.iterdir(), key=lambda p: (p.name == "config.json", p.name)):
-            os.replace(part, folder / part.name)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write a model to {folder}: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with drafted(folder, "config.json") as draft:
+        module.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        (draft / MODEL_METADATA).write_text(json.dumps(dict(metadata), indent=2) + "\n", encoding="utf-8")

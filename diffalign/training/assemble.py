@@ -113,6 +113,7 @@ def build_run(
         data = domain.prepare_data(read, config, policy, processes, console)
         source = _source(data, config, plan, processes)
         ctx.total_steps = _total_steps(config, source, strategy.updates_per_batch)
+        epochs = 0 if config.optim.max_train_steps else config.optim.num_train_epochs
 
         rate_line += rate_origin(config, strategy.spec)
         start = (f"method {method.name}: {method.summary}", model_line(config, policy), plan.equation, rate_line)
@@ -129,7 +130,7 @@ def build_run(
             shard(networks_of(ctx), processes.device, processes.shards)
         return Trainer(
             strategy, ctx, source, processes, optim=config.optim, run=run, learning_rate=rate, folder=folder,
-            record=record, observer=observer, trackers=trackers, console=console, claim=claim,
+            record=record, epochs=epochs, observer=observer, trackers=trackers, console=console, claim=claim,
         )  # fmt: skip
 
 

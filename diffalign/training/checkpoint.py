@@ -9,8 +9,7 @@ A checkpoint is a folder ``checkpoints/step-00000050`` with
 - ``manifest.json``: size and SHA-256 of each file. It is written last.
 
 The folder is written under another name, flushed to disk, and renamed. Nothing of it is a pickle. All processes hold
-the same state, so the main one writes it; only values remembered of the reference are each process's own, and those
-of the others are made again.
+the same state, so the main one writes it.
 """
 
 from __future__ import annotations
@@ -106,14 +105,17 @@ class Checkpoint:
 
 
 def save_checkpoint(root: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any], keep: int) -> Path:
-    """Write a checkpoint and remove the oldest beyond ``keep``.
+    """Write a checkpoint, then remove the oldest beyond ``keep`` and those of later steps.
+
+    Checkpoints of later steps are there when a run was continued from an earlier one: they belong to the continuation
+    that was given up, and ``latest`` must not find them.
 
     Args:
         root: folder of all checkpoints of the run.
         step: optimizer steps done.
         weights: trained parameters by name.
         state: nested tensors and plain values.
-        keep: how many checkpoints stay; 0 for all.
+        keep: how many checkpoints stay, this one included; 0 for all.
 
     Raises:
         UserError: if it cannot be written (no space, no permission); then nothing of it is left.
@@ -142,9 +144,11 @@ def save_checkpoint(root: Path, step: int, weights: Mapping[str, Tensor], state:
             f"cannot write a checkpoint to {root}: {error}. Free some space or choose another --output_dir, then "
             "continue with --resume_from_checkpoint latest; earlier checkpoints are untouched"
         ) from error
-    if keep:
-        for old in list_checkpoints(root)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+    present = list_checkpoints(root)
+    count = present.index(final) + 1
+    oldest = count - keep if keep else 0
+    for stale in (*present[: max(0, oldest)], *present[count:]):
+        shutil.rmtree(stale, ignore_errors=True)
     return final
 
 

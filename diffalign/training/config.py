@@ -50,6 +50,7 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         require(self.rank > 0, f"--rank must be positive, not {self.rank}")
+        require_at_least(0, self, "lora_alpha")
         require(0 <= self.lora_dropout < 1, f"--lora_dropout must lie in [0, 1), not {self.lora_dropout}")
 
 
@@ -108,7 +109,7 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         require(0 <= self.caption_dropout <= 1, f"--caption_dropout must lie in [0, 1], not {self.caption_dropout}")
-        require_at_least(0, self, "max_length", "pinned_draws", "max_train_samples", "resolution")
+        require_at_least(0, self, "max_length", "pinned_draws", "max_train_samples", "pair_margin", "resolution")
         require(not (self.streaming and self.pinned_draws), "--pinned_draws needs a data set that is not streamed")
 
 
@@ -186,6 +187,7 @@ class OptimOptions:
         for name in ("sgd_momentum", "adam_beta1", "adam_beta2", "ema_decay"):
             value = getattr(self, name)
             require(0 <= value < 1, f"--{name} must lie in [0, 1), not {value}")
+        require(self.adam_epsilon > 0, f"--adam_epsilon must be positive, not {self.adam_epsilon}")
         require(self.learning_rate > 0, f"--learning_rate must be positive, not {self.learning_rate}")
         require(self.num_train_epochs > 0 or self.max_train_steps > 0, "give --max_train_steps or --num_train_epochs")
 
@@ -198,7 +200,7 @@ class RunOptions:
         output_dir: run folder; empty for the next free ``runs/<method>-NNN``.
         resume_from_checkpoint: "latest", or a checkpoint folder; needs the run's ``--output_dir``.
         checkpointing_steps: save every so many optimizer steps; 0 only at the end.
-        checkpoints_total_limit: how many checkpoints are kept.
+        checkpoints_total_limit: how many checkpoints are kept; 0 for all.
         report_to: trackers besides ``metrics.jsonl``; "[]" for none. TensorBoard writes into the run folder; Weights &
             Biases stays offline with ``WANDB_MODE=offline``.
         logging_steps: write metrics every so many optimizer steps.
@@ -243,12 +245,13 @@ class RunOptions:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "early_stop_patience", "logging_steps")
-        counts = ("checkpointing_steps", "validation_steps", "num_validation_images", "num_inference_steps")
-        require_at_least(0, self, *counts, "evaluation_prompts", "guidance_scale", "spike_factor", "max_skipped_steps")
+        require_at_least(1, self, "early_stop_patience", "guard_patience", "logging_steps")
+        intervals = ("checkpointing_steps", "checkpoints_total_limit", "validation_steps", "max_skipped_steps")
+        sampling = ("num_validation_images", "num_inference_steps", "evaluation_prompts", "guidance_scale")
+        require_at_least(0, self, *intervals, *sampling, "spike_factor")
         require(
             not self.early_stop_reward or self.validation_steps > 0,
-            "--early_stop_reward looks at the run every --validation_steps: give that too",
+            "--early_stop_reward is judged every --validation_steps: give that too",
         )
 
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -25,6 +25,11 @@ _DOMAINS = {
     "text": "diffalign.text.domain:TextDomain",
 }
 """Modality of a strategy's spec -> where its domain is."""
+
+EVALUATION_SPLIT: Literal["tune"] = "tune"
+"""Split of the bundled world's captions that runs are measured on. Runs are compared with each other while settings are
+chosen, so they never look at the test captions."""
+EVALUATION_SEED = 0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffalign.training.guards import RunStopped
+from diffalign.errors import RunStopped
 from diffalign.training.trainables import Trainables
 
 

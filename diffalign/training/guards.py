@@ -8,14 +8,10 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any, Literal
 
-from diffalign.errors import UserError
+from diffalign.errors import RunStopped
 
 _WINDOW = 100
 _ENOUGH = 20
-
-
-class RunStopped(UserError):
-    """The run was stopped by a guard; its weights are those of the last step that was taken."""
 
 
 Verdict = Literal["apply", "skip"]

@@ -29,16 +29,13 @@ from diffalign.rewards.compose import RewardSpec, load_parts
 from diffalign.rewards.loading import load_reward
 from diffalign.strategies.base import DataKind
 from diffalign.training.config import DataOptions, ModelOptions, RunOptions, TrainConfig
-from diffalign.training.domain import Domain, LoadedData
+from diffalign.training.domain import EVALUATION_SEED, EVALUATION_SPLIT, Domain, LoadedData
 from diffalign.training.loop import Observer
 from diffalign.training.memory import saved_bytes
 from diffalign.training.processes import Processes
 from diffalign.training.progress import work_shown
 from diffalign.training.validation import ImageObserver
 
-_EVALUATION_SPLIT = "tune"
-"""Runs are compared with each other while settings are chosen, so they never look at the test captions."""
-_EVALUATION_SEED = 0
 _ADVICE = (
     "note: each of {} processes encodes the whole data set and keeps all of it in memory; with --cache_dir they share "
     "the work, and the disk"
@@ -153,7 +150,7 @@ class ImageDomain(Domain):
         held_out = getattr(dataset, "held_out", None)
         held = None
         if run.evaluation_prompts and held_out is not None:
-            held = held_out(_EVALUATION_SPLIT, run.evaluation_prompts, _EVALUATION_SEED)
+            held = held_out(EVALUATION_SPLIT, run.evaluation_prompts, EVALUATION_SEED)
         prompts = _grid_prompts(run, dataset, held)
         watched = run.early_stop_reward
         if watched and held is None:

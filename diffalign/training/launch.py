@@ -4,7 +4,7 @@
 leaves the rest to MPI. It does so without a word, and a run would go on with another global batch than was asked for.
 Where that has happened the processes are started here.
 
-``--mixed_precision`` is the run's option of the same name, said in another place.
+``--mixed_precision`` stands for the run's option of the same name.
 """
 
 from __future__ import annotations

@@ -12,11 +12,12 @@ import torch
 from rich.console import Console
 
 from diffalign.batch import Batch
+from diffalign.errors import RunStopped
 from diffalign.strategies.base import Context, Strategy, Update
 from diffalign.training.checkpoint import RunIdentity, find_together, save_checkpoint
 from diffalign.training.config import OptimOptions, RunOptions
 from diffalign.training.early_stop import EarlyStop
-from diffalign.training.guards import Guards, RunStopped
+from diffalign.training.guards import Guards
 from diffalign.training.memory import Activity, Networks, out_of_memory
 from diffalign.training.processes import Processes
 from diffalign.training.progress import ProgressDisplay
@@ -34,7 +35,7 @@ class BatchSource(Protocol):
     """Gives, for ever, the micro-batches that this process contributes to each global batch."""
 
     @property
-    def steps_per_epoch(self) -> int | None: ...
+    def completed_epochs(self) -> int: ...
 
     def __iter__(self) -> Iterator[Sequence[Batch]]: ...
 
@@ -110,6 +111,8 @@ class Trainer:
         learning_rate: the peak rate, after any scaling rule.
         folder: where everything is written.
         record: what is written about the run.
+        epochs: end after so many passes over the data, also where they gave fewer updates than were planned; 0: the
+            number of steps alone decides.
         observer: validation and evaluation, if any.
         trackers: told of metrics besides those that ``run`` names.
         console: where to print; None is silent.
@@ -128,6 +131,7 @@ class Trainer:
         learning_rate: float,
         folder: Path,
         record: RunRecord,
+        epochs: int = 0,
         observer: Observer | None = None,
         trackers: Sequence[Tracker] = (),
         console: Console | None = None,
@@ -142,14 +146,17 @@ class Trainer:
         guards = Guards(run.guard_patience, run.spike_factor, run.max_skipped_steps, strategy.spec.waived_guards)
         self._stepper = Stepper(strategy, ctx, self.trainables, optim, learning_rate, guards, processes, self._watch)
         self._early_stop = EarlyStop(self.trainables, run.early_stop_patience)
+        self._epochs = epochs
         self._saved_step: int | None = None
+        self._rollout_start: dict[str, Any] | None = None
         self._spent = Spent(ctx.progress, processes)
 
     def fit(self) -> RunResult:
         """Train to the planned number of steps, or to a signal; return what came of it.
 
         Raises:
-            RunStopped: if a guard ended the run; a checkpoint of the last good weights is there then.
+            RunStopped: if a guard or a failing reward ended the run; a checkpoint of the last good weights is there
+                then, unless no step was taken.
             UserError: for a checkpoint that does not fit, or no space to write.
         """
         with self._claim.released():
@@ -172,6 +179,8 @@ class Trainer:
                     summary = self._observe(lambda o: o.after(self.ctx.step, self._folder, trackers)) or {}
             self._write_card(summary)
         except RunStopped as stopped:
+            if not self.ctx.step:
+                raise
             self._save()
             raise RunStopped(f"{stopped} (the weights it ended with are in {self._folder.checkpoints})") from stopped
         finally:
@@ -197,13 +206,15 @@ class Trainer:
                 ctx.total_steps,
             )
             ctx.progress.show = display.work
-            while ctx.step < ctx.total_steps and not self._anywhere(stop.requested or self._early_stop.over):
+            while not (self._complete or self._data_used_up or self._anywhere(stop.requested)):
+                self._rollout_start = self.source.state_dict()
                 with self._watch("data"):
                     collected = next(batches)
-                due = False  # a checkpoint falls between rollouts, never inside one
+                due = False  # regular checkpoints fall between rollouts, never inside one
                 with self._advised("sampling"):
                     updates = self.strategy.collect(ctx, collected)
                 for update in self._balanced(updates):
+                    self._rollout_start = None
                     result = self._step(update)
                     if result is None:
                         continue
@@ -212,12 +223,22 @@ class Trainer:
                     if _falls_on(run.validation_steps, ctx.step) and ctx.step < ctx.total_steps:
                         self._watch_over(lambda observer: observer.during(ctx.step, self._folder, trackers))
                         reporter.restart_clock()
-                    if ctx.step >= ctx.total_steps:
+                    if self._complete:
                         break
                 if due:
                     self._save()
                     reporter.restart_clock()
         return reporter.metrics
+
+    @property
+    def _complete(self) -> bool:
+        """Whether the run has come to its end, the planned one or an early one; the same on all processes."""
+        return self._early_stop.over or self.ctx.step >= self.ctx.total_steps
+
+    @property
+    def _data_used_up(self) -> bool:
+        """Whether the planned passes over the data are done; may be so before the last updates of a rollout."""
+        return bool(self._epochs) and self.source.completed_epochs >= self._epochs
 
     def _step(self, update: Update | None) -> StepResult | None:
         with self._advised("activations"):
@@ -293,7 +314,8 @@ class Trainer:
                     "config": dict(self._record.config),
                     "stepper": stepper,
                     "strategy": self.strategy.state_dict(),
-                    "source": self.source.state_dict(),
+                    # a rollout that failed before its first update is sampled again
+                    "source": self._rollout_start or self.source.state_dict(),
                     "reference": self.ctx.reference.state_dict() if self.ctx.reference is not None else {},
                     "early_stop": early_stop,
                     "spent": spent,
@@ -316,7 +338,8 @@ class Trainer:
         seen, module = None, self.ctx.policy.module
         with gathered([module]):
             if self._observer is not None and self._processes.is_main:
-                with torch.random.fork_rng():
+                devices = [self.ctx.device] if self.ctx.device.type == "cuda" else []
+                with torch.random.fork_rng(devices=devices):
                     training = module.training
                     module.eval()
                     with self._advised("validation"):

@@ -219,7 +219,7 @@ def model_card(
 
 def _next_free(method: str) -> Path:
     number = 1
-    while (_RUNS / f"{method}-{number:03d}").exists():
+    while os.path.lexists(_RUNS / f"{method}-{number:03d}"):  # a broken link is in the way, too
         number += 1
     return _RUNS / f"{method}-{number:03d}"
 
@@ -293,11 +293,17 @@ def _owner(folder: Path) -> str | None:
 
 
 def _git_revision() -> str | None:
-    here = Path(__file__).resolve().parent
+    """Return the revision of the checkout that holds this code; None for an installed package, whatever encloses it."""
+    here = Path(__file__).resolve()
+
+    def git(*words: str) -> str:
+        command = ["git", *words]
+        return subprocess.run(
+            command, cwd=here.parent, capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+
     try:
-        result = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=True
-        )
+        git("ls-files", "--error-unmatch", here.name)  # fails where this file is not part of the repository
+        return git("rev-parse", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return None
-    return result.stdout.strip()

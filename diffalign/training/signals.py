@@ -1,4 +1,8 @@
-"""SIGTERM and SIGINT end a run in an orderly way: the step is finished, a checkpoint and the weights are written."""
+"""SIGTERM and SIGINT end a run in an orderly way.
+
+The step is finished, of methods that sample all updates of the rollout, since no checkpoint holds half of one; then a
+checkpoint and the weights are written.
+"""
 
 from __future__ import annotations
 

@@ -25,6 +25,11 @@ class EncodedSource:
         self._encode = encode
 
     @property
+    def completed_epochs(self) -> int:
+        """Passes over the data that have been handed out to the end."""
+        return self._loader.completed_epochs
+
+    @property
     def steps_per_epoch(self) -> int | None:
         """Global batches in one pass over the data; None for a stream."""
         return self._loader.steps_per_epoch

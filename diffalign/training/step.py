@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from diffalign.errors import RunStopped
 from diffalign.strategies.base import Context, Strategy, Update
 from diffalign.training.config import OptimOptions
 from diffalign.training.ema import MovingAverage
-from diffalign.training.guards import Guards, RunStopped
+from diffalign.training.guards import Guards
 from diffalign.training.optim import build_optimizer, clip_gradients, learning_rate_factor
 from diffalign.training.processes import Processes
 from diffalign.training.sharding import like

@@ -75,14 +75,25 @@ class TensorBoard:
 
 
 class WandB:
-    """Weights & Biases; offline where the environment says so (``WANDB_MODE=offline``)."""
+    """Weights & Biases; offline where the environment says so (``WANDB_MODE=offline``).
+
+    Args:
+        folder: the run folder; the id of the run is kept there, so that a resumed run continues its curves.
+        config: all options.
+    """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         require_trackers(["wandb"])
         import wandb
 
+        record = folder / "wandb" / "id.txt"
+        known = record.read_text(encoding="utf-8").strip() if record.is_file() else None
         self._wandb = wandb
-        self._run = wandb.init(project="diffalign", name=folder.name, dir=str(folder), config=dict(config))
+        self._run = wandb.init(
+            project="diffalign", name=folder.name, dir=str(folder), config=dict(config), id=known, resume="allow"
+        )
+        record.parent.mkdir(exist_ok=True)
+        record.write_text(f"{self._run.id}\n", encoding="utf-8")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)

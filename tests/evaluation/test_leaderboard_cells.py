@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from diffalign.errors import UserError
+from diffalign.errors import RunStopped, UserError
 from diffalign.evaluation.leaderboard import cells
 from diffalign.evaluation.leaderboard.board import Board
 from diffalign.evaluation.leaderboard.cells import draw, run_cell, train_cell
 from diffalign.evaluation.leaderboard.entries import VARIANTS, BoardSettings, Cell, Entry
-from diffalign.training.guards import RunStopped
 from diffalign.training.loop import RunResult
 from diffalign.world.evaluation import PROXY, world_evaluator
 

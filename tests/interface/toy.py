@@ -98,6 +98,10 @@ class ToySource:
         object.__setattr__(self, "position", [0])
 
     @property
+    def completed_epochs(self) -> int:
+        return self.position[0] // self.steps_per_epoch
+
+    @property
     def steps_per_epoch(self) -> int:
         return -(-self.count // self.global_batch)
 

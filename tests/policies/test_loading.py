@@ -90,7 +90,7 @@ class TestFamilies:
                 parameter *= 1.01
         expected = our_sample(policy, NOISE)
         policy.save(tmp_path, {"method": "sft"})
-        assert not (tmp_path / "pipeline.tmp").exists()
+        assert not (tmp_path / ".draft.tmp").exists()
         assert json.loads((tmp_path / "diffalign.json").read_text())["method"] == "sft"
         assert torch.equal(our_sample(load_policy(tmp_path), NOISE), expected)
         absent = {"text_encoder_3": None, "tokenizer_3": None} if family == "sd3" else {}

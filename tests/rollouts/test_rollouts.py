@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffalign.batch import ImageBatch
 from diffalign.diffusion.level import Grid
-from diffalign.errors import UserError
+from diffalign.errors import RunStopped, UserError
 from diffalign.rewards.base import Reward, RewardInfo
 from diffalign.rewards.combine import Normalised
 from diffalign.rollouts.gather import gather_rows
@@ -150,6 +150,25 @@ def test_two_processes_see_the_groups_of_one() -> None:
         return group_advantages(every, named)[own]
 
     assert torch.cat(in_two_processes(advantages)).equal(alone)
+
+
+def test_a_reward_that_fails_on_one_process_ends_all_of_them(tmp_path: Path) -> None:
+    """Without an agreement the others would wait for it for ever."""
+
+    def message(rank: int, reduce: Reduce) -> str:
+        policy, engine = ToyPolicy(), Rollouts(RolloutConfig(images_per_prompt=2, rollout_steps=2))
+        reward = Brightness(raises="" if rank else captions(policy, 4)[0].prompts[0])
+        ctx = context(policy, {"bright": reward}, rank=rank, world_size=2, reduce=reduce)
+        ctx.folder = tmp_path
+        engine.open(ctx)
+        with pytest.raises(RunStopped) as stopped:
+            engine(ctx, captions(policy, 4)[rank::2])
+        engine.close()
+        return str(stopped.value)
+
+    first, second = in_two_processes(message)
+    assert "raised RuntimeError: no idea" in first
+    assert "on another process" in second
 
 
 def test_running_statistics_are_those_of_all_processes_taken_once_a_rollout() -> None:

@@ -55,6 +55,17 @@ def test_oldest_are_removed(tmp_path: Path) -> None:
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000010", "step-00000011"]
 
 
+def test_a_continuation_that_was_given_up_is_removed(tmp_path: Path) -> None:
+    """A run is continued from step 1 though it went on to step 3: its new checkpoint is the latest one from then on."""
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
+    for keep in (1, 2, 0):
+        save(tmp_path, 2, keep)
+        assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002"]
+    assert find_checkpoint("latest", tmp_path)[0].step == 2
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "state.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "altered"])
 def test_every_damage_is_noticed(name: str, damage: str, tmp_path: Path) -> None:

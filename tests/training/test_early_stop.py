@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import diffalign
-from diffalign.errors import UserError
+from diffalign.errors import RunStopped, UserError
+from diffalign.strategies.base import Update
 from diffalign.training.checkpoint import list_checkpoints
-from diffalign.training.guards import RunStopped
 from diffalign.training.trackers import METRICS_FILE, Tracker
 from tests.factories import save_tiny
 from tests.training.support import OPTIM, toy_trainer
@@ -77,9 +77,19 @@ def test_the_start_counts_as_a_moment(tmp_path: Path) -> None:
 def test_a_value_that_cannot_be_compared_ends_the_run_by_a_message(curve: list[float | None], tmp_path: Path) -> None:
     trainer, _ = watched(tmp_path / "run", curve)
     done = len(curve) - 1
-    with pytest.raises(RunStopped, match=f"held-out reward after step {done} is nan.*ended with are in"):
+    with pytest.raises(RunStopped, match=f"held-out reward after step {done} is nan") as stopped:
         trainer.fit()
-    assert [folder.name for folder in list_checkpoints(tmp_path / "run" / "checkpoints")] == [f"step-{done:08d}"]
+    saved = [folder.name for folder in list_checkpoints(tmp_path / "run" / "checkpoints")]
+    assert saved == ([f"step-{done:08d}"] if done else [])  # the start needs no checkpoint
+    assert ("ended with are in" in str(stopped.value)) == bool(done)
+
+
+def test_the_run_ends_within_a_rollout(tmp_path: Path) -> None:
+    """The updates of a rollout that are left would be taken for nothing, and measured with the best weights."""
+    trainer, watcher = watched(tmp_path / "run")
+    trainer.strategy.collect = lambda ctx, batches: [Update(batches)] * 8
+    assert trainer.fit().steps == 5
+    assert sorted(watcher.shown) == [0, 1, 2, 3, 4, 5]
 
 
 def test_nothing_watched_ends_nothing(tmp_path: Path) -> None:

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from diffalign.batch import Batch
-from diffalign.errors import UserError
+from diffalign.errors import RunStopped, UserError
 from diffalign.strategies.base import Context, LossOutput, Piece, Terms, Update
 from diffalign.training.checkpoint import list_checkpoints
 from diffalign.training.config import OptimOptions
-from diffalign.training.guards import RunStopped
 from diffalign.training.trackers import METRICS_FILE
 from diffalign.training.update import GradientPass
 from tests.interface.fakes import Fake

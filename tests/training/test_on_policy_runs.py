@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import diffalign
-from diffalign.errors import UserError
+from diffalign.errors import RunStopped, UserError
 from diffalign.rewards.jpeg import JpegSize
 from diffalign.training.trackers import METRICS_FILE
 from tests.factories import save_tiny
@@ -125,6 +125,35 @@ def test_a_reward_that_fails_stops_the_run_or_is_counted(
     )
     with pytest.raises(UserError, match="no image of the rollout could be judged"):
         train(model, prompts, tmp_path / "all", on_reward_failure="skip")
+
+
+def test_a_reward_that_fails_costs_no_step(
+    model: str, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails in the third rollout, before any update of it; once it works the run continues as if it always had."""
+    train(model, prompts, tmp_path / "straight")
+    score, calls = JpegSize.score, iter(range(100))
+
+    def breaks(self: JpegSize, *args: Any, **kwargs: Any) -> Tensor:
+        if next(calls) >= 2:
+            raise ConnectionError("the scorer is gone")
+        return score(self, *args, **kwargs)
+
+    monkeypatch.setattr(JpegSize, "score", breaks)
+    with pytest.raises(RunStopped, match=r"ConnectionError: the scorer is gone.* ended with are in"):
+        train(model, prompts, tmp_path / "run")
+    monkeypatch.undo()
+    assert train(model, prompts, tmp_path / "run", resume_from_checkpoint="latest").steps == 6
+    expected, got = load_file(tmp_path / "straight" / LORA), load_file(tmp_path / "run" / LORA)
+    assert all(torch.equal(value, got[name]) for name, value in expected.items())
+
+
+def test_epochs_are_passes_over_the_captions(model: str, prompts: str, tmp_path: Path) -> None:
+    """A rollout of four images cannot fill six updates: there are fewer steps than planned, not more passes."""
+    once = {"max_train_steps": 0, "num_train_epochs": 1, "updates_per_rollout": 6}
+    result = train(model, prompts, tmp_path / "run", **once)
+    assert result.steps < 18
+    assert curve(tmp_path / "run")[-1]["images"] == 10  # two of each of the five captions
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffalign.errors import UserError
+from diffalign.errors import RunStopped, UserError
 from diffalign.strategies.base import ParameterGroup
 from diffalign.training.config import OptimOptions, plan_batches
 from diffalign.training.ema import MovingAverage
-from diffalign.training.guards import Guards, RunStopped
+from diffalign.training.guards import Guards
 from diffalign.training.optim import build_optimizer, clip_gradients, learning_rate_factor, scaled_learning_rate
 from diffalign.training.trainables import Trainables
 from tests.interface.fakes import PolicyInDraw

@@ -9,6 +9,8 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from diffalign.cli.parser import parse_train
 from diffalign.errors import UserError
 from diffalign.references import start_full
 from diffalign.strategies.base import Context, Progress
+from diffalign.training import runfolder
 from diffalign.training.launch import missing_processes
 from diffalign.training.memory import (
     Activity,
@@ -56,6 +59,8 @@ def test_next_free_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     make_run(Path("runs/inpo-001"))
     assert choose_folder("", "inpo", None) == Path("runs/inpo-002")
     assert choose_folder("", "dpo", None) == Path("runs/dpo-001")
+    Path("runs/dpo-001").symlink_to("nowhere")
+    assert claim_folder("", "dpo", None).path == Path("runs/dpo-002")
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -155,6 +160,20 @@ def test_unwritable_folder_is_one_message(tmp_path: Path) -> None:
         RunFolder(tmp_path / "file" / "run").record({"method": "inpo"})
 
 
+def test_only_a_checkout_of_this_code_has_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package may lie inside a repository of its user's, whose revision says nothing of it."""
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    installed = tmp_path / "site-packages" / "runfolder.py"
+    installed.parent.mkdir()
+    installed.touch()
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
+    monkeypatch.setattr(runfolder, "__file__", str(installed))
+    assert environment()["git_revision"] is None
+    subprocess.run([*git, "add", "."], check=True)
+    assert len(environment()["git_revision"]) == 40
+
+
 def test_environment_and_card() -> None:
     assert environment()["packages"]["safetensors"] != "not installed"
     config = {"pretrained_model_name_or_path": "tiny-sd", "seed": 3}
@@ -183,6 +202,21 @@ def test_unknown_and_absent_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="pip install wandb"):
         build_trackers(["wandb"], tmp_path, {})
+
+
+def test_a_resumed_run_continues_its_run_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    asked: list[str | None] = []
+
+    def init(**options: Any) -> SimpleNamespace:
+        asked.append(options["id"])
+        return SimpleNamespace(id=options["id"] or "abc123")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    for resumed_from in (0, 5):
+        build_trackers(["wandb"], tmp_path, {}, resumed_from)
+    assert asked == [None, "abc123"]
 
 
 def test_tensorboard_writes_events(tmp_path: Path) -> None:

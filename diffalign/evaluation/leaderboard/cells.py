@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffalign.errors import UserError
+from diffalign.errors import RunStopped, UserError
 from diffalign.evaluation.evaluator import ImageEvaluator
 from diffalign.evaluation.leaderboard.entries import SMALL_FILES, BoardSettings, Cell
 from diffalign.evaluation.leaderboard.keys import assets_hash, cell_key
@@ -23,10 +23,8 @@ from diffalign.inference.generate import generate
 from diffalign.policies.loading import load_policy
 from diffalign.records import read_jsonl
 from diffalign.rewards.jpeg import JpegSize
-from diffalign.rollouts.scoring import RewardFailed
 from diffalign.training.assemble import build_run
 from diffalign.training.checkpoint import list_checkpoints
-from diffalign.training.guards import RunStopped
 from diffalign.training.loop import RunResult
 from diffalign.training.resolve import resolve_config
 from diffalign.training.trackers import METRICS_FILE
@@ -119,7 +117,7 @@ def train_cell(cell: Cell, folder: Path) -> Training:
     try:
         result: RunResult | None = run.fit()
         outcome = FINISHED
-    except (RunStopped, RewardFailed) as stopped:
+    except RunStopped as stopped:
         what_happened = re.split("[;:] ", str(stopped), maxsplit=1)[0]  # then follow advice and paths of this machine
         result, outcome = None, f"stopped: {what_happened}"
     if result is not None and result.interrupted:
