@@ -17,6 +17,8 @@ from diffalign.training.checkpoint import find_checkpoint
 from tests.data.support import encoded
 from tests.training.runs import LORA, ROOT, curve, options, train
 
+GENTLE = {"beta": 100.0}
+"""For runs that sum in different orders: 2000, the default, makes 1e-4 of a loss out of the last bit of an error."""
 R01 = {"loss", "logit", "implicit_accuracy", "winner_margin", "loser_margin", "grad_norm", "effective_weight"}
 
 
@@ -111,9 +113,8 @@ def test_contradicting_batch_options(model: str, pairs: str, tmp_path: Path) -> 
 
 
 def test_micro_batches_do_not_change_the_curve(model: str, pairs: str, tmp_path: Path) -> None:
-    gentle = {"beta": 100.0}  # the default of 2000 makes 1e-4 of a loss out of the last bit of an error
-    whole, _ = train(pairs, model, tmp_path / "whole", train_batch_size=4, **gentle)
-    split, _ = train(pairs, model, tmp_path / "split", train_batch_size=1, max_rows_per_forward=1, **gentle)
+    whole, _ = train(pairs, model, tmp_path / "whole", train_batch_size=4, **GENTLE)
+    split, _ = train(pairs, model, tmp_path / "split", train_batch_size=1, max_rows_per_forward=1, **GENTLE)
     for a, b in zip(curve(whole.folder), curve(split.folder), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
@@ -134,8 +135,8 @@ def test_two_processes_have_the_curve_of_one(model: str, pairs: str, tmp_path: P
 
     In the second epoch the reference is remembered; examples have changed places by then.
     """
-    train(pairs, model, tmp_path / "one", pinned_draws=1)
-    done = launch_two(model, pairs, tmp_path / "two", "--pinned_draws=1")
+    train(pairs, model, tmp_path / "one", pinned_draws=1, **GENTLE)
+    done = launch_two(model, pairs, tmp_path / "two", "--pinned_draws=1", *(f"--{k}={v}" for k, v in GENTLE.items()))
     assert done.returncode == 0, done.stderr[-4000:]
     assert "micro batch 2 x accumulation 1 x 2 processes" in done.stdout
     assert "each of 2 processes encodes the whole data set" in done.stdout
