@@ -86,6 +86,14 @@ def test_masks_are_exact() -> None:
     assert batch.cache_keys == ["row-0", "row-1"]
 
 
+def test_a_row_without_numbers_has_gaps_in_its_batch() -> None:
+    policy = tiny_text_policy(adapter=False)
+    bare = {name: text for name, text in ROWS[1].items() if not name.startswith("score")}
+    scores = encode(policy, *load_text_pairs([ROWS[0], bare]).examples).fields["scores"]
+    assert scores[0].tolist() == [1.0, 0.25]
+    assert scores[1].isnan().all()
+
+
 def test_an_end_of_sequence_that_is_written_is_not_doubled() -> None:
     policy = tiny_text_policy(adapter=False)
     batch = encode(policy, TextExample("x", "hi :", ("a cat <eos>", "a dog")))
