@@ -128,7 +128,7 @@ def test_a_long_prompt_loses_its_beginning_and_a_long_completion_its_example() -
     rows = [{"id": "long", "prompt": "hi :", "chosen": "a " * 9, "rejected": "hi"}, {**ROWS[0], "rejected": "the dog"}]
     dataset = encoder.precompute(load_text_pairs(rows))
     assert [example.id for example in dataset] == ["row-1"]
-    assert dataset.notes == {"completions longer than 6 tokens dropped": 1}
+    assert dataset.notes["completions longer than 6 tokens dropped"] == 1
     with pytest.raises(UserError, match="nothing to train on is left"):
         encoder.precompute(load_text_pairs(rows[:1]))
 
