@@ -105,7 +105,8 @@ def load_webdataset(files: Sequence[Path], name: str, streaming: bool) -> Table:
 
 
 def _stream_table(data: Any, name: str) -> Table:
-    data = data.decode(False)
+    if data.features is not None:  # of generators and mapped streams nothing is known, and nothing can be asked
+        data = data.decode(False)
     columns = data.column_names
     if columns is None:
         first = next(iter(data), None)

@@ -211,6 +211,30 @@ def test_streams_are_read_again_in_the_same_order():
     assert stream.notes["ties dropped"] == 1
 
 
+@pytest.mark.parametrize("as_picture", [False, True])
+def test_streams_of_unknown_columns(as_picture):
+    """Streams from a generator, and mapped ones, do not know their columns before they are read."""
+
+    def rows():
+        for row, (prompt, winner) in enumerate(ROWS):
+            images = [picture(2 * row), picture(2 * row + 1)] if as_picture else images_of(row)
+            yield {"prompt": prompt, "images": images, "winner": winner}
+
+    stream = datasets.IterableDataset.from_generator(rows)
+    assert stream.features is None
+    first, second = load_examples(stream, "pairs").open()
+    assert [first.prompts[0], second.prompts[0]] == [prompt for prompt, _ in ROWS[:2]]
+    assert [np.asarray(image.decode()).tolist() for image in second.images] == [
+        np.asarray(picture(seed)).tolist() for seed in (3, 2)
+    ]
+    mapped = as_dataset().to_iterable_dataset().map(lambda row: {"prompt": f"{row['prompt']}!"})
+    assert [e.prompts[0] for e in load_examples(mapped, "pairs").open()] == ["a red cat!", "a blue dog!"]
+    with pytest.raises(UserError, match="is empty: the stream ended before its first row"):
+        load_examples(datasets.IterableDataset.from_generator(lambda: iter(())), "pairs")
+    with pytest.raises(UserError, match="has no column 'prompt'"):
+        load_examples(datasets.IterableDataset.from_generator(lambda: iter([{"a": 1}])), "pairs")
+
+
 def test_streams_cannot_edit_captions():
     stream = load_examples(as_dataset().to_iterable_dataset(), "mismatched_captions")
     with pytest.raises(UserError, match="give a column 'mismatched', or load the data set without streaming"):
