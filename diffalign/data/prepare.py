@@ -169,7 +169,9 @@ class ImagePreparer:
 
         prepared, rows = Prepared(), []
         visits = zip(micro.examples, micro.seeds.tolist(), strict=True)
-        for row, result in enumerate(mapped(attempt, visits)):
+        # threads are for reading and decoding; of images that were encoded ahead there is nothing to read
+        ahead = all(image.name in self.known for example in micro.examples for image in example.images)
+        for row, result in enumerate(map(attempt, visits) if ahead else mapped(attempt, visits)):
             if isinstance(result, UnreadableImage):
                 self._unreadable_in_a_row += 1
                 if not skip or self._unreadable_in_a_row == _PATIENCE:

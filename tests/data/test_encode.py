@@ -137,6 +137,21 @@ def test_everything_is_encoded_once_ahead_and_never_again():
         assert torch.equal(mine.tensors["prompt_embeds"], theirs.tensors["prompt_embeds"])
 
 
+def test_threads_are_started_only_where_there_is_something_to_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, examples = ImageEncoder(CountingPolicy(), "pairs"), [pair(i) for i in range(3)]
+    encoder.precompute(ExampleSet("pairs", examples[:2]))
+    expected = encoder(micro(examples[:2])).latents
+
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError("threads")
+
+    monkeypatch.setattr("diffalign.data.prepare.mapped", refuse)
+    assert torch.equal(encoder(micro(examples[:2])).latents, expected)
+    ImageEncoder(CountingPolicy(), "prompts")(micro([Example("p", ("hello",))]))
+    with pytest.raises(AssertionError, match="threads"):
+        encoder(micro(examples))
+
+
 def test_a_cache_on_disk_serves_the_next_run(tmp_path):
     def encoder(policy: CountingPolicy) -> ImageEncoder:
         caches = LatentCache(TensorStore(tmp_path / "latents")), PromptCache(TensorStore(tmp_path / "prompts"))
