@@ -203,9 +203,11 @@ def _stream(reader: RowReader, kind: DataKind, options: SourceOptions) -> Stream
     notes: Counter[str] = Counter()
     convert = CONVERSIONS[kind]
 
-    def examples() -> Iterator[Example]:
-        notes.clear()
-        found = (example for record in reader for example in convert(record, options.pairing, notes))
-        yield from itertools.islice(found, options.max_samples or None)
+    def found() -> Iterator[Example]:
+        in_this_pass: Counter[str] = Counter()
+        for record in reader:
+            yield from convert(record, options.pairing, in_this_pass)
+            for reason, count in in_this_pass.items():  # passes see the same rows: none counts twice
+                notes[reason] = max(notes[reason], count)
 
-    return StreamSet(kind, examples, reader.table.name, notes)
+    return StreamSet(kind, lambda: itertools.islice(found(), options.max_samples or None), reader.table.name, notes)

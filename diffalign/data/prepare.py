@@ -92,6 +92,7 @@ class ImagePreparer:
 
     Attributes:
         known: image name -> hash of its bytes, (height, width): those that need not be read again.
+        skipped: ids of the examples that :meth:`readable` has left out.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class ImagePreparer:
         self._dtype = dtype
         self._cached = cached
         self.known: dict[str, tuple[str, tuple[int, int]]] = {}
+        self.skipped: set[str] = set()
         self._unreadable_in_a_row = 0
 
     def __call__(self, micro: MicroBatch[Example]) -> MicroBatch[Example]:
@@ -176,6 +178,7 @@ class ImagePreparer:
                 self._unreadable_in_a_row += 1
                 if not skip or self._unreadable_in_a_row == _PATIENCE:
                     raise result
+                self.skipped.add(micro.examples[row].id)
                 continue
             self._unreadable_in_a_row = 0
             framed, pixels = result

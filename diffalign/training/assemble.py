@@ -230,7 +230,7 @@ def _source(data: LoadedData, config: TrainConfig, plan: BatchPlan, processes: P
         prefetch=0 if config.data.cache_latents and not config.data.streaming else _PREFETCHED_STEPS,
         lockstep=processes.shards > 1,
     )
-    return EncodedSource(ExampleLoader(data.examples, options, data.prepare), data.encode)
+    return EncodedSource(ExampleLoader(data.examples, options, data.prepare), data.encode, data.left_out)
 
 
 def _total_steps(config: TrainConfig, source: EncodedSource, updates_per_batch: int) -> int:

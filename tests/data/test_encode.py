@@ -232,13 +232,15 @@ def test_a_stream_decodes_an_image_once_on_the_process_that_trains_on_it() -> No
     data = [encoded(i)[: 60 if i == 2 else None] for i in range(8)]
     examples = [Example(f"e{i}", ("x",), (watched(f"e{i}", data[i], reads),)) for i in range(8)]
     stream = StreamSet("winners", lambda: iter(examples))
-    seen = []
+    seen, skipped = [], set()
     for rank in range(2):
         encoder = ImageEncoder(CountingPolicy(), "winners")
         options = LoaderOptions(micro_batch=2, accumulation=2, rank=rank, world_size=2)
         step = next(iter(ExampleLoader(stream, options, encoder.prepare.readable)))
         seen += [name for part in step for name in encoder(part).ids]
+        skipped |= encoder.prepare.skipped
     assert sorted(seen) == ["e0", "e1", "e3", "e4", "e5", "e6", "e7"]
+    assert skipped == {"e2"}
     assert sorted(reads) == [f"e{i}" for i in range(8)]
 
 

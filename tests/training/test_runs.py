@@ -67,12 +67,22 @@ def test_a_run_from_a_stream_leaves_out_what_cannot_be_decoded(model: str, tmp_p
     import datasets
 
     rows = [
-        {"id": str(i), "prompt": f"a {i}", "chosen": encoded(2 * i), "rejected": encoded(2 * i + 1)} for i in range(4)
+        {
+            "id": str(i),
+            "prompt": f"a {i}",
+            "images": [encoded(2 * i), encoded(2 * i + 1)],
+            "winner": 0 if i < 4 else None,
+        }
+        for i in range(6)
     ]
-    rows[1]["chosen"] = encoded(2)[:60]
+    rows[1]["images"][0] = encoded(2)[:60]  # type: ignore[index]
     stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
-    result, _ = train(stream, model, tmp_path / "run", max_train_steps=2, num_validation_images=0)  # type: ignore[arg-type]
-    assert result.steps == 2
+    result, said = train(stream, model, tmp_path / "run", max_train_steps=3, num_validation_images=0)  # type: ignore[arg-type]
+    assert result.steps == 3
+    # the stream was read several times: nothing counts twice
+    left_out = "of the stream so far: 2 ties dropped; 1 examples with unreadable images skipped"
+    assert f"note: {left_out}" in said
+    assert f"\n{left_out}\ndone: 3 steps" in said
     with pytest.raises(UserError, match="cannot decode image"):
         train(stream, model, tmp_path / "strict", max_train_steps=2, strict=True)  # type: ignore[arg-type]
 
