@@ -127,6 +127,7 @@ class Context:
         global_batch: examples of one optimizer step over all processes.
         rank, world_size: place among the processes.
         max_rows: largest number of rows in one forward pass with a graph; 0 means no limit.
+        autocast: type that products are computed in under the run's mixed precision; None without.
     """
 
     policy: Any
@@ -146,6 +147,7 @@ class Context:
     rank: int = 0
     world_size: int = 1
     max_rows: int = 0
+    autocast: torch.dtype | None = None
 
     @property
     def step(self) -> int:

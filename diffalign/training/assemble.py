@@ -198,6 +198,7 @@ def _context(
         rank=processes.rank,
         world_size=processes.world_size,
         max_rows=config.optim.max_rows_per_forward,
+        autocast=AUTOCAST[config.optim.mixed_precision],
     )
 
 
