@@ -133,7 +133,7 @@ class ImageDomain(Domain):
         if options.cache_latents:
             policy.offload_text_encoders()
         notes = (f"data {dataset.name}: {len(dataset)} examples; {describe_notes(dataset.notes)}",)
-        rows = max(1, *(len(example.images) for example in dataset.examples))
+        rows = max(1, max(len(example.images) for example in dataset.examples))
         return LoadedData(dataset.examples, encoder, encoder.prepare, rows, notes)
 
     def activation_bytes(self, policy: Policy, config: TrainConfig) -> int:

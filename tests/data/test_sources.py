@@ -202,6 +202,26 @@ def test_hpd_as_published(tmp_path):
     assert ranked.images[0].read() == (tmp_path / "test/2.jpg").read_bytes()
 
 
+def test_lists_of_images_are_counted_without_being_read(monkeypatch):
+    rows = [*table_rows(), {"prompt": "no images at all", "images": None, "winner": None}]
+    table = datasets.Dataset.from_list(rows, features=as_dataset().features)
+
+    class Unread:
+        """A cell that knows its length and gives nothing out."""
+
+        def __init__(self, view, index):
+            self.is_valid = view[index].column(0)[0].is_valid
+
+        def __len__(self):
+            return 2
+
+    with monkeypatch.context() as patched:
+        patched.setattr("diffalign.data.hf_tables._stored", Unread)
+        assert len(load_examples(table, "prompts")) == 4
+        found = load_examples(table, "winners").examples
+    assert [e.images[0].read() for e in found] == [images_of(0)[0], images_of(1)[1]]
+
+
 def test_streams_are_read_again_in_the_same_order():
     stream = load_examples(as_dataset().to_iterable_dataset(), "pairs")
     assert isinstance(stream, StreamSet)
