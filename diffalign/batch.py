@@ -73,7 +73,8 @@ class Batch:
             ``diffalign.diffusion.random``), hence neither the split into micro-batches nor the number of processes
             changes what is drawn, and a resumed run draws the same.
         prompts: the caption of each example.
-        fields: per-example numbers by name, each (B, ...): labels, scores, margins, per-image weights (B, N).
+        fields: per-example numbers by name, each (B, ...): labels, scores, margins, per-image weights (B, N);
+            NaN where the data have gaps.
         cache_keys: one key an example when noise and timesteps are pinned to the example, so that reference
             predictions may be cached; None when every visit draws anew.
         metadata: structured description of each caption, for rewards that need it; empty where examples have none.

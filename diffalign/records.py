@@ -6,11 +6,25 @@ import codecs
 import hashlib
 import json
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from diffalign.errors import UserError
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """Reads ``3e-4`` and ``1e6`` as numbers, as YAML 1.2 does; to PyYAML alone they are text without a point."""
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -91,6 +105,19 @@ def read_json(path: Path) -> Any:
         return json.loads(text)
     except ValueError as problem:
         raise UserError(f"{path} is not readable as JSON: {problem}") from problem
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file.
+
+    Raises:
+        UserError: if it is absent or damaged.
+    """
+    text = read_text(path)
+    try:
+        return yaml.load(text, Loader=_YamlLoader)
+    except yaml.YAMLError as problem:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(problem).split())}") from problem
 
 
 def read_jsonl(path: Path, required: Collection[str] = ()) -> list[dict[str, Any]]:

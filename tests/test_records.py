@@ -11,7 +11,7 @@ from PIL import Image
 from diffalign.data.file_tables import read_annotations, read_captions
 from diffalign.errors import UserError
 from diffalign.evaluation.prompt_sets import load_prompts
-from diffalign.records import read_json, read_jsonl, read_lines, read_text
+from diffalign.records import read_json, read_jsonl, read_lines, read_text, read_yaml
 from diffalign.rewards.scoring import read_items
 
 CAPTION = "a cat\u2028and\u0085a dog"
@@ -40,9 +40,29 @@ def test_the_first_byte_that_is_not_utf8_is_named(tmp_path: Path, data: bytes, p
 
 
 def test_absent_files_are_named(tmp_path: Path) -> None:
-    for read in (read_text, read_json, read_jsonl):
+    for read in (read_text, read_json, read_jsonl, read_yaml):
         with pytest.raises(UserError, match=r"there is no file .*x\.json"):
             read(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3e-4", 3e-4), ("1E6", 1e6), ("-2e+3", -2e3), (".5e1", 5.0), ("3.e5", 3e5), ("[1e2, 3]", [100.0, 3])]
+    + [(text, text) for text in ("12e", "e3", "1e4a", "1e-4-x")]
+    + [("'3e-4'", "3e-4"), ("0x1e4", 0x1E4), ("1.5", 1.5)],
+)
+def test_numbers_of_yaml_need_no_point_before_their_exponent(tmp_path: Path, text: str, value: object) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(f"rate: {text}\n")
+    found = read_yaml(path)["rate"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_damaged_yaml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("a: [1")
+    with pytest.raises(UserError, match=r"x\.yaml is not valid YAML: .*line 1"):
+        read_yaml(tmp_path / "x.yaml")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 from diffalign.errors import UserError, nearest, unknown
 from diffalign.strategies.registry import Method, get_method, list_methods, load_method_file
 from diffalign.training.config import GROUPS, TrainConfig
-from diffalign.training.presets import read_yaml
+from diffalign.training.presets import read_options
 from diffalign.training.resolve import DECIDING, resolve_defaults
 
 MAIN_OPTIONS = (
@@ -134,7 +134,7 @@ def _peek(argv: Sequence[str]) -> dict[str, Any]:
             elif word == f"--{name}" and index + 1 < len(argv):
                 found[name] = argv[index + 1]
     if "config" in found:
-        from_file = read_yaml(Path(found["config"]))
+        from_file = read_options(Path(found["config"]))
         found = {**{name: from_file[name] for name in wanted if name in from_file}, **found}
     return found
 

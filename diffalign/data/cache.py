@@ -9,7 +9,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class LatentKey:
 
     def digest(self) -> str:
         """Return the name under which the latents are stored."""
-        return _digest("latents", *astuple(self))
+        return _digest("latents", *_values(self))
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class PromptKey:
 
     def digest(self) -> str:
         """Return the name under which the embeddings are stored."""
-        return _digest("prompt", *astuple(self))
+        return _digest("prompt", *_values(self))
 
 
 class TensorStore:
@@ -225,6 +225,11 @@ class PromptCache:
             entry = {name: value[row] for name, value in condition.tensors.items()}
             typed = {name: t.to(key.dtype) if t.is_floating_point() else t for name, t in entry.items()}
             self.store.put(key.digest(), typed)
+
+
+def _values(key: LatentKey | PromptKey) -> list[Any]:
+    # not ``astuple``, which copies every value: keys are made and looked up at each visit of an image
+    return [getattr(key, field.name) for field in fields(key)]
 
 
 def _digest(*parts: Any) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffalign.batch import Condition, ImageBatch
 from diffalign.data.cache import LatentCache, LatentKey, PromptCache, PromptKey
+from diffalign.data.fields import field_tensors
 from diffalign.data.image_source import UnreadableImage
 from diffalign.data.loader import MicroBatch
 from diffalign.data.prefetch import mapped
@@ -114,7 +115,7 @@ class ImageEncoder:
             ids=[example.id for example in micro.examples],
             seeds=micro.seeds,
             prompts=[captions[0] for captions in self._captions(micro)],
-            fields=_field_tensors(micro.examples, device),
+            fields=field_tensors(micro.examples, device),
             cache_keys=micro.cache_keys,
             metadata=[example.metadata for example in micro.examples],
             latents=torch.stack([row.to(device) for row in rows]).float() if rows else self._no_latents(micro.examples),
@@ -279,11 +280,3 @@ class ImageEncoder:
             "target_size": targets,
         }
         return {name: torch.tensor(values, device=self.policy.device) for name, values in named.items()}
-
-
-def _field_tensors(examples: Sequence[Example], device: torch.device) -> dict[str, Tensor]:
-    names = examples[0].fields
-    return {
-        name: torch.tensor([example.fields[name] for example in examples], dtype=torch.float32, device=device)
-        for name in names
-    }

@@ -12,6 +12,7 @@ from diffalign.data.table import Table, counted
 from diffalign.errors import UserError, nearest
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+_ROWS_AT_ONCE = 1000
 
 
 def table_of_dataset(data: Any, name: str) -> Table:
@@ -26,16 +27,17 @@ def table_of_dataset(data: Any, name: str) -> Table:
         return _stream_table(data, name)
     if isinstance(data, Mapping):
         raise UserError(f"{name} has the splits {', '.join(data)}: give one of them, not the whole dictionary")
-    heavy = [column for column, feature in data.features.items() if _is_heavy(feature)]
+    features = data.features  # asked for once, as each answer is a copy
+    heavy = [column for column, feature in features.items() if _is_heavy(feature)]
+    lists = {column for column in heavy if isinstance(features[column], datasets.List | datasets.LargeList)}
     light = data.with_format(None).remove_columns(heavy)
     # Arrow format gives the stored bytes: nothing is decoded and nothing is rewritten, however big the data set.
     views = {column: data.select_columns([column]).with_format("arrow") for column in heavy}
 
     def rows() -> Iterator[Mapping[str, Any]]:
-        for index in range(len(data)):
-            row: dict[str, Any] = dict(light[index]) if light.column_names else {}
+        for index, row in enumerate(_light_rows(light, len(data))):
             for column, view in views.items():
-                row[column] = _cell(view, index, f"{name}, {counted(index)}, {column}")
+                row[column] = _cell(view, index, f"{name}, {counted(index)}, {column}", column in lists)
             yield row
 
     return Table(name, frozenset(data.column_names), rows)
@@ -105,7 +107,8 @@ def load_webdataset(files: Sequence[Path], name: str, streaming: bool) -> Table:
 
 
 def _stream_table(data: Any, name: str) -> Table:
-    data = data.decode(False)
+    if data.features is not None:  # of generators and mapped streams nothing is known, and nothing can be asked
+        data = data.decode(False)
     columns = data.column_names
     if columns is None:
         first = next(iter(data), None)
@@ -113,6 +116,16 @@ def _stream_table(data: Any, name: str) -> Table:
             raise UserError(f"{name} is empty: the stream ended before its first row")
         columns = list(first)
     return Table(name, frozenset(columns), lambda: iter(data), streams=True)
+
+
+def _light_rows(data: Any, count: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a data set without images, read many at a time; empty ones where it has no column."""
+    if not data.column_names:
+        yield from ({} for _ in range(count))
+        return
+    for batch in data.iter(_ROWS_AT_ONCE):
+        for cells in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, cells, strict=True))
 
 
 def _is_heavy(feature: Any) -> bool:
@@ -126,24 +139,22 @@ def _is_heavy(feature: Any) -> bool:
     return isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in {"binary", "large_binary"}
 
 
-def _cell(view: Any, index: int, name: str) -> Any:
-    """Return handles on the images of a cell; a list is read once for its length."""
-    import datasets
-
-    (feature,) = view.features.values()
-    if isinstance(feature, datasets.List | datasets.LargeList):
-        count = len(_stored(view, index) or [])
+def _cell(view: Any, index: int, name: str, is_list: bool) -> Any:
+    """Return handles on the images of a cell, of which none is read."""
+    if is_list:
+        stored = _stored(view, index)
+        count = len(stored) if stored.is_valid else 0
         return [ImageSource(f"{name}[{place}]", partial(_image_bytes, view, index, place)) for place in range(count)]
     return ImageSource(name, partial(_image_bytes, view, index))
 
 
 def _stored(view: Any, index: int) -> Any:
-    return view[index].column(0)[0].as_py()
+    return view[index].column(0)[0]
 
 
 def _image_bytes(view: Any, index: int, place: int | None = None) -> bytes:
-    value = _stored(view, index)
-    return _bytes_of(value if place is None else value[place])
+    stored = _stored(view, index)
+    return _bytes_of((stored if place is None else stored[place]).as_py())
 
 
 def _bytes_of(value: Any) -> bytes:

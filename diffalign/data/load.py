@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from diffalign.data.captions import mismatch_captions
+from diffalign.data.fields import with_complete_fields
 from diffalign.data.image_source import ImageSource, UnreadableImage
 from diffalign.data.pairing import (
     CONVERSIONS,
@@ -92,7 +93,7 @@ def examples_from_records(
         records = _with_mismatched_captions(records, kind, seed)
     convert = CONVERSIONS[kind]
     found = [example for record in records for example in convert(record, pairing or PairingOptions(), notes)]
-    examples = _with_common_fields(merge_repeats(kind, found), notes)
+    examples = with_complete_fields(merge_repeats(kind, found), notes)
     return examples, {reason: count for reason, count in notes.items() if count}
 
 
@@ -198,26 +199,15 @@ def _good_images(record: Record) -> tuple[str, ...]:
     return record.prompt, *(record.images[index].name for index in winner_indices(record))
 
 
-def _with_common_fields(examples: list[Example], notes: Counter[str]) -> list[Example]:
-    """Keep the fields that every example has: a batch cannot hold a column with gaps."""
-    if not examples:
-        return examples
-    common = set.intersection(*(set(example.fields) for example in examples))
-    partial_fields = {name for example in examples for name in example.fields} - common
-    if not partial_fields:
-        return examples
-    for name in sorted(partial_fields):
-        notes[f"column {name!r} left out, as rows lack a number in it"] += 1
-    return [replace(e, fields={name: e.fields[name] for name in e.fields if name in common}) for e in examples]
-
-
 def _stream(reader: RowReader, kind: DataKind, options: SourceOptions) -> StreamSet:
     notes: Counter[str] = Counter()
     convert = CONVERSIONS[kind]
 
-    def examples() -> Iterator[Example]:
-        notes.clear()
-        found = (example for record in reader for example in convert(record, options.pairing, notes))
-        yield from itertools.islice(found, options.max_samples or None)
+    def found() -> Iterator[Example]:
+        in_this_pass: Counter[str] = Counter()
+        for record in reader:
+            yield from convert(record, options.pairing, in_this_pass)
+            for reason, count in in_this_pass.items():  # passes see the same rows: none counts twice
+                notes[reason] = max(notes[reason], count)
 
-    return StreamSet(kind, examples, reader.table.name, notes)
+    return StreamSet(kind, lambda: itertools.islice(found(), options.max_samples or None), reader.table.name, notes)

@@ -92,6 +92,7 @@ class ImagePreparer:
 
     Attributes:
         known: image name -> hash of its bytes, (height, width): those that need not be read again.
+        skipped: ids of the examples that :meth:`readable` has left out.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class ImagePreparer:
         self._dtype = dtype
         self._cached = cached
         self.known: dict[str, tuple[str, tuple[int, int]]] = {}
+        self.skipped: set[str] = set()
         self._unreadable_in_a_row = 0
 
     def __call__(self, micro: MicroBatch[Example]) -> MicroBatch[Example]:
@@ -169,11 +171,14 @@ class ImagePreparer:
 
         prepared, rows = Prepared(), []
         visits = zip(micro.examples, micro.seeds.tolist(), strict=True)
-        for row, result in enumerate(mapped(attempt, visits)):
+        # threads are for reading and decoding; of images that were encoded ahead there is nothing to read
+        ahead = all(image.name in self.known for example in micro.examples for image in example.images)
+        for row, result in enumerate(map(attempt, visits) if ahead else mapped(attempt, visits)):
             if isinstance(result, UnreadableImage):
                 self._unreadable_in_a_row += 1
                 if not skip or self._unreadable_in_a_row == _PATIENCE:
                     raise result
+                self.skipped.add(micro.examples[row].id)
                 continue
             self._unreadable_in_a_row = 0
             framed, pixels = result

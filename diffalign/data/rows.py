@@ -214,8 +214,9 @@ def _metadata(value: Any) -> Mapping[str, Any]:
 
 def _fields(row: Mapping[str, Any], count: int) -> dict[str, Numbers]:
     fields: dict[str, Numbers] = {}
+    known = CANONICAL.union(_numbered(row))
     for name, value in row.items():
-        if name in CANONICAL or name in _numbered(row):
+        if name in known:
             continue
         if _is_number(value):
             fields[name] = float(value)

@@ -209,7 +209,7 @@ class StreamSet:
         kind: what the examples are.
         open: starts a pass over the stream; called once an epoch (and again to resume), with the same order each time.
         name: of the data set, for messages.
-        notes: counts so far, filled while the stream is read.
+        notes: reason -> number of rows left out so far, each counted once however many passes there are.
     """
 
     kind: DataKind

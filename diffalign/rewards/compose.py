@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from diffalign.errors import UserError, unknown
+from diffalign.records import read_yaml
 from diffalign.rewards.base import Reward
 from diffalign.rewards.combine import LogSigmoid, Normalised, ParetoRank, UncertaintyWeighted, WeightedSum, WinRate
 from diffalign.rewards.loading import load_reward
@@ -92,7 +93,7 @@ def parse_rewards(text: str | Sequence[Any]) -> list[RewardSpec]:
         UserError: for an empty composition, an entry twice, an unknown key or a weight that is not a number.
     """
     if isinstance(text, str) and text.endswith((".yaml", ".yml")):
-        text = _read_yaml(Path(text))
+        text = _read_file(Path(text))
     entries = [part.strip() for part in text.split(",")] if isinstance(text, str) else list(text)
     specs = [_entry(entry) for entry in entries if entry]
     if not specs:
@@ -103,12 +104,8 @@ def parse_rewards(text: str | Sequence[Any]) -> list[RewardSpec]:
     return specs
 
 
-def _read_yaml(path: Path) -> list[Any]:
-    import yaml
-
-    if not path.is_file():
-        raise UserError(f"no reward file at {path}")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+def _read_file(path: Path) -> list[Any]:
+    content = read_yaml(path)
     content = content.get("rewards") if isinstance(content, Mapping) else content
     if not isinstance(content, list):
         raise UserError(f"{path}: expected a list of rewards, or the key 'rewards' with one")
@@ -123,7 +120,10 @@ def _entry(entry: Any) -> RewardSpec:
                 raise unknown("key of a reward", str(key), known)
         if "name" not in entry:
             raise UserError(f"a reward without a name: {dict(entry)}")
-        return RewardSpec(**{**entry, "weight": _number(entry.get("weight", 1.0), str(entry["name"]))})
+        name = str(entry["name"])
+        numbers = {"weight": entry.get("weight", 1.0)}
+        numbers |= {key: entry[key] for key in ("reference", "top") if entry.get(key) is not None}
+        return RewardSpec(**{**entry, **{key: _number(value, key, name) for key, value in numbers.items()}})
     name, colon, weight = str(entry).rpartition(":")
     # A colon before a path belongs to the source (C:\models), not to a weight; so does that of a host and its port.
     if not colon or "/" in weight or "\\" in weight or re.search(r"://[^/]*$", name):
@@ -131,14 +131,14 @@ def _entry(entry: Any) -> RewardSpec:
     name, _, source = name.partition("@")
     if not name:
         raise UserError(f"a reward without a name: {entry!r}")
-    return RewardSpec(name, _number(weight, name), source or None)
+    return RewardSpec(name, _number(weight, "weight", name), source or None)
 
 
-def _number(weight: Any, name: str) -> float:
+def _number(value: Any, what: str, name: str) -> float:
     try:
-        return float(weight)
+        return float(value)
     except (TypeError, ValueError) as problem:
-        raise UserError(f"the weight of reward {name!r} is {weight!r}; expected a number") from problem
+        raise UserError(f"the {what} of reward {name!r} is {value!r}; expected a number") from problem
 
 
 def load_parts(

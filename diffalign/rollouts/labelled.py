@@ -1,7 +1,8 @@
 """Images that people judge: sampled with seeds on record, so that their trajectories can be had again.
 
-An image depends on its seed, the weights and the sampler alone. So nothing but the seed of its caption's group is kept
-beside the images; once they have been labelled, the start of training samples the same trajectories again.
+An image depends on its seed, the model and the sampler alone. So nothing but the seed of its caption's group, and what
+tells whether model and sampler are the same, is kept beside the images; once they have been labelled, the start of
+training samples the same trajectories again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from diffalign.data.pairing import ROLLOUT
 from diffalign.diffusion.random import derive_seed
 from diffalign.errors import UserError
 from diffalign.policies.base import Policy
+from diffalign.rollouts.provenance import Provenance
 from diffalign.rollouts.rollout import RolloutConfig
 from diffalign.rollouts.trajectory import Storage, image_seeds, roll_out
 
@@ -35,7 +37,15 @@ def sampling_settings(config: RolloutConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in _SETTINGS}
 
 
-def write_samples(policy: Policy, prompts: Sequence[str], config: RolloutConfig, seed: int, folder: Path) -> Path:
+def write_samples(
+    policy: Policy,
+    prompts: Sequence[str],
+    config: RolloutConfig,
+    seed: int,
+    folder: Path,
+    size: tuple[int, int] | None = None,
+    autocast: torch.dtype | None = None,
+) -> Path:
     """Sample ``images_per_prompt`` images of each caption and write them with a table that the labelling app reads.
 
     Args:
@@ -44,6 +54,8 @@ def write_samples(policy: Policy, prompts: Sequence[str], config: RolloutConfig,
         config: how.
         seed: other seeds give other images.
         folder: where; made if missing.
+        size: (height, width) of the images in pixels; the model's own by default.
+        autocast: type of products in mixed precision, as in the run that will train; None without.
 
     Returns:
         the table, ``samples.jsonl``.
@@ -57,29 +69,39 @@ def write_samples(policy: Policy, prompts: Sequence[str], config: RolloutConfig,
     if table.exists():
         raise UserError(f"{table} exists: labels may belong to it; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    steps = config.sampler(policy.process)
-    height, width = policy.default_resolution
-    shape, rows = policy.latent_shape(height, width), []
+    size, rows = size or policy.default_resolution, []
+    provenance = Provenance.of(policy, policy.adapters.active, size, autocast).record()
     for index, prompt in enumerate(prompts):
         group = derive_seed(seed, "labelled", index)
-        count = config.images_per_prompt
-        condition = policy.with_size(policy.encode_prompts([prompt] * count), {"original_size": (height, width)})
-        trajectories = roll_out(
-            policy, steps, condition, image_seeds(torch.tensor([group]), count), shape,
-            guidance_scale=config.rollout_guidance_scale,
-            start_seeds=torch.tensor([group] * count) if config.same_start else None,
-            storage=Storage(config.kept_dtype),
-        )  # fmt: skip
-        with policy.inference():
-            images = (policy.decode(trajectories.final) * 255).round().to(torch.uint8).cpu()
-        names = [f"{index:05d}-{image}.png" for image in range(count)]
+        with torch.autocast(policy.device.type, dtype=autocast, enabled=autocast is not None):
+            images = _sampled(policy, prompt, config, group, size)
+        names = [f"{index:05d}-{image}.png" for image in range(len(images))]
         for name, picture in zip(names, images, strict=True):
             Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / name)
-        origin = {"seed": group, **sampling_settings(config)}
+        origin = {"seed": group, **sampling_settings(config), **provenance}
         rows.append({"id": str(index), "prompt": prompt, "images": names, "metadata": {ROLLOUT: origin}})
     draft = table.with_suffix(".tmp")
     draft.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return draft.replace(table)
+
+
+def _sampled(policy: Policy, prompt: str, config: RolloutConfig, group: int, size: tuple[int, int]) -> Tensor:
+    """Return the images of a caption, (images, 3, height, width) bytes on the CPU."""
+    count = config.images_per_prompt
+    # in the type of the run's conditions (data.encode)
+    condition = policy.encode_prompts([prompt] * count).to(policy.device, policy.dtype)
+    trajectories = roll_out(
+        policy,
+        config.sampler(policy.process_for(*size)),
+        policy.with_size(condition, {"original_size": size}),
+        image_seeds(torch.tensor([group]), count),
+        policy.latent_shape(*size),
+        guidance_scale=config.rollout_guidance_scale,
+        start_seeds=torch.tensor([group] * count) if config.same_start else None,
+        storage=Storage(config.kept_dtype),
+    )
+    with policy.inference():
+        return (policy.decode(trajectories.final) * 255).round().to(torch.uint8).cpu()
 
 
 def as_sampled(batch: ImageBatch, config: RolloutConfig) -> tuple[ImageBatch, Tensor]:

@@ -33,10 +33,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffalign.batch import ImageBatch
+from diffalign.data.pairing import ROLLOUT
 from diffalign.data.schema import Example
 from diffalign.errors import UserError
 from diffalign.policies.base import Policy
 from diffalign.rollouts.labelled import as_sampled, read_labels
+from diffalign.rollouts.provenance import Provenance
 from diffalign.rollouts.rollout import Rollout, RolloutConfig
 from diffalign.rollouts.transitions import TransitionBatch, TransitionKernel, Transitions, joined_ids, rows_per_pass
 from diffalign.rollouts.updates import group_parts, group_rows, trained_steps
@@ -138,6 +140,7 @@ class D3PO(FromRollouts):
 
     def __init__(self, config: D3POConfig) -> None:
         super().__init__(config)
+        self._origins: dict[Provenance | None, str] = {}  # of the labelled images -> the first row that has it
         if config.labelled:
             self.spec = replace(self.spec, needs_reward=None)
 
@@ -146,9 +149,17 @@ class D3PO(FromRollouts):
         return TransitionKernel(self.config, "density")
 
     def build(self, ctx: Context) -> None:
-        """Start the scorers, where there are any."""
+        """Start the scorers, where there are any.
+
+        Raises:
+            UserError: if the labelled images were not sampled by the start of this run.
+        """
         if not self.config.labelled:
             super().build(ctx)
+            return
+        self._start = Provenance.of_start(ctx)
+        for origin, name in self._origins.items():
+            self._start.require_same(origin or self._start, name)
 
     def collect(self, ctx: Context, batches: Sequence[ImageBatch]) -> Iterator[Update]:  # type: ignore[override]
         """Sample, compare, and share the captions out over updates."""
@@ -169,6 +180,16 @@ class D3PO(FromRollouts):
         """Refuse captions without the labels that people gave, where these are asked for."""
         for example in examples if self.config.labelled else ():
             read_labels(example.id, example.metadata, self.config)
+            self._origins.setdefault(Provenance.recorded(example.metadata[ROLLOUT]), example.id)
+
+    def describe(self, ctx: Context) -> tuple[str, ...]:
+        """Whether it is unknown where the labelled images come from."""
+        if None not in self._origins:
+            return ()
+        return (
+            f"note: row {self._origins[None]!r}, as those of earlier versions, does not say which model sampled its "
+            "images, at which size and precision: unless all are the run's own, the labels belong to other images",
+        )
 
     def pieces(self, ctx: Context, batch: TransitionBatch, draws: Any) -> list[Piece]:
         """One: batches have the size of a pass."""
@@ -183,6 +204,7 @@ class D3PO(FromRollouts):
     def _judged_by_people(self, ctx: Context, batches: Sequence[ImageBatch]) -> Rollout:
         """Sample once more, from the reference, what has been labelled."""
         assert ctx.reference is not None
+        self._require_own(batches)
         seen = [as_sampled(batch, self.config) for batch in batches]
         labels = torch.cat([scores for _, scores in seen], dim=1).reshape(-1, 1) if seen else torch.zeros(0, 1)
         made: list[Rollout] = []
@@ -193,6 +215,12 @@ class D3PO(FromRollouts):
 
         ctx.reference.evaluate(sample)
         return made[0]
+
+    def _require_own(self, batches: Sequence[ImageBatch]) -> None:
+        """Refuse images that another model sampled, also those of streams, of which nothing is known at the start."""
+        for batch in batches:
+            for name, row in zip(batch.ids, batch.metadata, strict=False):
+                self._start.require_same(Provenance.recorded(row.get(ROLLOUT, {})) or self._start, name)
 
     def _batches(
         self, ctx: Context, rollout: Rollout, pairs: Tensor, steps: Tensor, figures: Mapping[str, float]

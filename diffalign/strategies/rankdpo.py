@@ -147,9 +147,11 @@ class RankDPO(Strategy):
 
     @staticmethod
     def _scores(batch: ImageBatch, like: Tensor) -> Tensor:
-        """Scores (B, N, R) of the batch, or those of a list in its order."""
-        if "scores" in batch.fields:
-            scores = batch.fields["scores"].to(like.device)
-            return scores if scores.dim() == 3 else scores[:, :, None]
-        places = torch.arange(like.shape[1], 0, -1, device=like.device, dtype=like.dtype)
-        return places.expand_as(like)[:, :, None]
+        """Scores (B, N, R) of the batch; of a list without scores those of its order."""
+        places = torch.arange(like.shape[1], 0, -1, device=like.device, dtype=like.dtype).expand_as(like)[:, :, None]
+        if "scores" not in batch.fields:
+            return places
+        scores = batch.fields["scores"].to(like.device)
+        scores = scores if scores.dim() == 3 else scores[:, :, None]
+        # gaps of a batch are NaN, which no comparison wins: the list would teach nothing
+        return torch.where(scores.isnan().any(2, keepdim=True).any(1, keepdim=True), places.to(scores), scores)

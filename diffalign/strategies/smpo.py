@@ -112,9 +112,11 @@ class SmPO(PairStrategy):
 
     def check_examples(self, examples: Sequence[Example]) -> None:
         """Refuse pairs without scores where these do not count as decided."""
-        scores = ((example.id, example.fields.get("scores", math.nan)) for example in examples)
-        missing = [name for name, pair in scores if not torch.tensor(pair).isfinite().all()]
-        if missing and self.config.unscored == "error":
+        if self.config.unscored == "decided":
+            return
+        unknown = (math.nan, math.nan)
+        missing = [e.id for e in examples if not all(map(math.isfinite, e.fields.get("scores", unknown)))]  # type: ignore[arg-type]
+        if missing:
             raise _without_scores(missing, len(examples))
 
     def kernel(self) -> Kernel:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffalign.bundled import bundled_path
+from diffalign.data.fields import with_complete_fields
 from diffalign.data.readers import BUNDLED, SourceOptions, open_table
 from diffalign.data.rows import apply_column_map
 from diffalign.data.schema import ExampleSet, Numbers
@@ -98,7 +99,8 @@ def load_text_pairs(source: Any, options: SourceOptions | None = None) -> TextSe
     notes: Counter[str] = Counter()
     rows = (apply_column_map(row, options.column_map) for row in table.rows())
     found = (_example(row, index, table, notes) for index, row in enumerate(rows))
-    examples = list(itertools.islice((e for e in found if e is not None), options.max_samples or None))
+    kept = list(itertools.islice((e for e in found if e is not None), options.max_samples or None))
+    examples = with_complete_fields(kept, notes)
     empty = TextSet("pairs", (), BUNDLED_PREFERENCES if bundled else table.name, bundled=bundled)
     return empty.with_examples(examples, notes)
 

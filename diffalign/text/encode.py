@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffalign.batch import TextBatch
+from diffalign.data.fields import field_tensors
 from diffalign.data.loader import MicroBatch
 from diffalign.errors import UserError
 from diffalign.text.data import Message, Text, TextExample, TextSet
@@ -73,7 +74,7 @@ class TextEncoder:
             ids=[example.id for example in examples],
             seeds=micro.seeds,
             prompts=[example.shown_prompt for example in examples],
-            fields=_field_tensors(examples, device),
+            fields=field_tensors(examples, device),
             cache_keys=[example.id for example in examples],  # nothing is drawn: values depend on the example alone
             completions_per_prompt=len(tokenized[0]),
             input_ids=padded["input_ids"].to(device),
@@ -158,12 +159,3 @@ class TextEncoder:
         start = self._tokenizer.bos_token_id
         prompt = row.prompt or (start if start is not None else self._tokenizer.eos_token_id,)
         return prompt[max(0, len(prompt) + len(row.completion) - self.max_length) :]
-
-
-def _field_tensors(examples: Sequence[TextExample], device: torch.device) -> dict[str, Tensor]:
-    common = set.intersection(*(set(example.fields) for example in examples))
-    return {
-        name: torch.tensor([example.fields[name] for example in examples], dtype=torch.float32, device=device)
-        for name in examples[0].fields
-        if name in common
-    }

@@ -185,7 +185,7 @@ def _context(
     rewards: Mapping[str, Any],
 ) -> Context:
     """Make the policy trainable, and put together what the strategy sees."""
-    reference = _start(policy, spec, config, processes)
+    reference, side = _start(policy, spec, config, processes), config.data.resolution
     return Context(
         policy=policy,
         reference=reference if spec.needs_reference else None,
@@ -194,10 +194,12 @@ def _context(
         rewards=rewards,
         reward_weights={part.label: part.weight for part in parse_rewards(config.reward.rewards)} if rewards else {},
         skip_failed_rewards=config.reward.on_reward_failure == "skip",
+        resolution=(side, side) if side else None,
         reduce=processes.sum,
         rank=processes.rank,
         world_size=processes.world_size,
         max_rows=config.optim.max_rows_per_forward,
+        autocast=AUTOCAST[config.optim.mixed_precision],
     )
 
 
@@ -231,7 +233,7 @@ def _source(data: LoadedData, config: TrainConfig, plan: BatchPlan, processes: P
         prefetch=0 if config.data.cache_latents and not config.data.streaming else _PREFETCHED_STEPS,
         lockstep=processes.shards > 1,
     )
-    return EncodedSource(ExampleLoader(data.examples, options, data.prepare), data.encode)
+    return EncodedSource(ExampleLoader(data.examples, options, data.prepare), data.encode, data.left_out)
 
 
 def _total_steps(config: TrainConfig, source: EncodedSource, updates_per_batch: int) -> int:

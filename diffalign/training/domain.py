@@ -42,6 +42,8 @@ class LoadedData:
         prepare: work that a background thread may do ahead, or None.
         rows_per_example: rows that an example puts through the network.
         notes: lines about what was left out, for the run's header.
+        left_out: of a stream: reason -> number of examples that this process could not use so far. What all processes
+            see is counted by the main one.
     """
 
     examples: Any
@@ -49,6 +51,7 @@ class LoadedData:
     prepare: Callable[[Any], Any] | None = None
     rows_per_example: int = 1
     notes: tuple[str, ...] = ()
+    left_out: Callable[[], Mapping[str, int]] | None = None
 
 
 class Domain(ABC):

@@ -17,7 +17,7 @@ from diffalign.data.load import drop_unreadable, load_examples, with_aspect_buck
 from diffalign.data.pairing import PairingOptions
 from diffalign.data.prepare import FramingOptions
 from diffalign.data.readers import SourceOptions
-from diffalign.data.schema import Example, ExampleSet, HeldOut, StreamSet, describe_notes, kind_info
+from diffalign.data.schema import SKIPPED, Example, ExampleSet, HeldOut, StreamSet, describe_notes, kind_info
 from diffalign.errors import UserError
 from diffalign.evaluation.evaluator import ImageEvaluator
 from diffalign.policies.adapters import START_ADAPTER
@@ -110,7 +110,13 @@ class ImageDomain(Domain):
             # passes of a network in shards want micro-batches of one size, so nothing may be left out of them
             whole = options.strict or processes.shards > 1
             prepare = encoder.prepare if whole else encoder.prepare.readable
-            return LoadedData(dataset, encoder, prepare, max(1, kind_info(dataset.kind).blocks))
+            rows = max(1, kind_info(dataset.kind).blocks)
+            notes = (f"data {dataset.name}: a stream; what is left out of it is counted as it is read",)
+            # every process reads all rows, and decodes the images of its own examples
+            of_rows = dataset.notes if processes.is_main else {}
+            return LoadedData(
+                dataset, encoder, prepare, rows, notes, lambda: {**of_rows, SKIPPED: len(encoder.prepare.skipped)}
+            )
         if options.aspect_buckets:
             dataset = with_aspect_buckets(dataset, encoder.prepare.resolution, team=processes)
         ahead = options.cache_latents and not config.run.dry_run
@@ -124,7 +130,7 @@ class ImageDomain(Domain):
         if options.cache_latents:
             policy.offload_text_encoders()
         notes = (f"data {dataset.name}: {len(dataset)} examples; {describe_notes(dataset.notes)}",)
-        rows = max(1, *(len(example.images) for example in dataset.examples))
+        rows = max(1, max(len(example.images) for example in dataset.examples))
         return LoadedData(dataset.examples, encoder, encoder.prepare, rows, notes)
 
     def activation_bytes(self, policy: Policy, config: TrainConfig) -> int:

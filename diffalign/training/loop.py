@@ -21,7 +21,7 @@ from diffalign.training.guards import Guards
 from diffalign.training.memory import Activity, Networks, out_of_memory
 from diffalign.training.processes import Processes
 from diffalign.training.progress import ProgressDisplay
-from diffalign.training.report import Reporter, Spent
+from diffalign.training.report import LeftOut, Reporter, Spent
 from diffalign.training.runfolder import Claim, RunFolder
 from diffalign.training.sharding import gathered, saved_whole, whole
 from diffalign.training.signals import StopRequest
@@ -32,7 +32,13 @@ from diffalign.training.trainables import Trainables
 
 
 class BatchSource(Protocol):
-    """Gives, for ever, the micro-batches that this process contributes to each global batch."""
+    """Gives, for ever, the micro-batches that this process contributes to each global batch.
+
+    Attributes:
+        left_out: counts what of a stream this process could not use so far; None where that is known from the start.
+    """
+
+    left_out: Callable[[], Mapping[str, int]] | None
 
     @property
     def completed_epochs(self) -> int: ...
@@ -149,7 +155,7 @@ class Trainer:
         self._epochs = epochs
         self._saved_step: int | None = None
         self._rollout_start: dict[str, Any] | None = None
-        self._spent = Spent(ctx.progress, processes)
+        self._spent, self._left_out = Spent(ctx.progress, processes), LeftOut(source.left_out, processes)
 
     def fit(self) -> RunResult:
         """Train to the planned number of steps, or to a signal; return what came of it.
@@ -187,7 +193,7 @@ class Trainer:
             self.strategy.close()
             for tracker in trackers:
                 tracker.close()
-        self._say(self._farewell(signal))
+        self._say(*self._left_out.lines(), self._farewell(signal))
         return RunResult(self._folder.path, self.ctx.step, metrics, summary, signal, self._early_stop.over)
 
     def _train(self, trackers: Sequence[Tracker], stop: StopRequest) -> dict[str, float]:
@@ -201,6 +207,7 @@ class Trainer:
                 display,
                 self._watch,
                 self._spent,
+                self._left_out,
                 run.logging_steps,
                 ctx.step,
                 ctx.total_steps,

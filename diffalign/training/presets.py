@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from diffalign.bundled import is_bundled
 from diffalign.errors import UserError, unknown
+from diffalign.records import read_yaml
 
 PRESETS = Path(__file__).resolve().parent.parent / "presets"
 NONE = "none"
@@ -118,21 +117,16 @@ def preset_options(name: str, method: str, train_mode: str = "lora") -> dict[str
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return read_yaml(path) if path.is_file() else {}
+    return read_options(path) if path.is_file() else {}
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a mapping of options.
+def read_options(path: Path) -> dict[str, Any]:
+    """Read a mapping of options from a YAML file.
 
     Raises:
         UserError: if the file is missing or holds anything but a mapping.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise UserError(f"no configuration file at {path}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a mapping of options to values, not a {type(values).__name__}")
     return values

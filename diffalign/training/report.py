@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
+from diffalign.data.schema import describe_notes
 from diffalign.strategies.base import Progress
 from diffalign.training.metrics import Metrics, rounded
 from diffalign.training.processes import Processes
@@ -39,6 +41,35 @@ class Spent:
         self._progress.images = int(state["images"]) if self._processes.is_main else 0
 
 
+class LeftOut:
+    """What of a stream cannot be used, over all processes: told whenever it has doubled, and at the end of a run.
+
+    Args:
+        count: counts what this process could not use so far; None where that was told before the first step.
+        processes: whose counts are summed.
+    """
+
+    def __init__(self, count: Callable[[], Mapping[str, int]] | None, processes: Processes) -> None:
+        self._count, self._processes = count, processes
+        self._told = 0
+
+    def lines(self, only_news: bool = False) -> list[str]:
+        """Say it in a line, or in none where there is nothing to say; all processes call it together.
+
+        Args:
+            only_news: nothing unless there is at least twice as much as the last time.
+        """
+        if self._count is None:
+            return []
+        total: Counter[str] = Counter()
+        for counts in self._processes.exchange(dict(self._count())):
+            total.update({reason: count for reason, count in counts.items() if count})
+        if only_news and total.total() < max(1, 2 * self._told):
+            return []
+        self._told = total.total()
+        return [f"of the stream so far: {describe_notes(total)}"]
+
+
 class Reporter:
     """Receives every step.
 
@@ -48,6 +79,7 @@ class Reporter:
         display: what is seen.
         stopwatch: measured exactly until the forecast is made.
         spent: by the run so far.
+        left_out: of the data so far.
         logging_steps: length of a logging interval.
         first, total: optimizer steps done before, and planned.
     """
@@ -59,13 +91,14 @@ class Reporter:
         display: ProgressDisplay,
         stopwatch: Stopwatch,
         spent: Spent,
+        left_out: LeftOut,
         logging_steps: int,
         first: int,
         total: int,
     ) -> None:
         self._trackers, self._display, self._watch = trackers, display, stopwatch
         self._interval, self._first, self._total = logging_steps, first, total
-        self._averages, self._spent = Metrics(processes), spent
+        self._averages, self._spent, self._left_out = Metrics(processes), spent, left_out
         self._examples, self._seconds = 0.0, 0.0
         self._flat_intervals = 0
         self.metrics: dict[str, float] = {}
@@ -95,6 +128,8 @@ class Reporter:
             self.metrics = rounded({**self._averages.read(), **spent})
             for tracker in self._trackers:
                 tracker.log(step, self.metrics)
+            for line in self._left_out.lines(only_news=True):
+                self._display.note(f"note: {line}")
             self._flat_intervals = self._flat_intervals + 1 if self.metrics.get("flat_groups") == 1 else 0
             if self._flat_intervals == FLAT_INTERVALS:
                 self._display.note(

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from diffalign.errors import UserError
+from diffalign.records import read_yaml
 from diffalign.training.checkpoint import list_checkpoints
 
 CONFIG_FILE = "config.yaml"
@@ -286,9 +287,8 @@ def _refuse_if_used(folder: Path, method: str, may_clear: bool = True) -> None:
 def _owner(folder: Path) -> str | None:
     """Return the method of the run that a folder holds."""
     try:
-        values = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        return str(values["method"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return str(read_yaml(folder / CONFIG_FILE)["method"])
+    except (UserError, KeyError, TypeError):
         return None
 
 

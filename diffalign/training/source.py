@@ -18,11 +18,18 @@ class EncodedSource:
     Args:
         loader: order, seeds and position.
         encode: turns each micro-batch into a batch.
+        left_out: of a stream: counts what this process could not use so far.
     """
 
-    def __init__(self, loader: ExampleLoader[Any], encode: Encode) -> None:
+    def __init__(
+        self,
+        loader: ExampleLoader[Any],
+        encode: Encode,
+        left_out: Callable[[], Mapping[str, int]] | None = None,
+    ) -> None:
         self._loader = loader
         self._encode = encode
+        self.left_out = left_out
 
     @property
     def completed_epochs(self) -> int:

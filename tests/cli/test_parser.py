@@ -130,8 +130,9 @@ def test_the_printed_configuration_is_the_configuration(cli, tmp_path: Path) -> 
 
 def test_later_options_override_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text("method: diffusion_dpo\nbeta: 7.0\nrank: 3\n")
+    path.write_text("method: diffusion_dpo\nbeta: 7.0\nrank: 3\nlearning_rate: 3e-4\n")
     config = parse_train(["--config", str(path), "--rank", "5"], "image", "x")
+    assert config.optim.learning_rate == 3e-4
     assert (config.method, config.method_config.beta, config.model.rank) == ("diffusion_dpo", 7.0, 5)
     assert config.optim.max_train_steps == preset_options("tiny-sd", "diffusion_dpo")["max_train_steps"]
 

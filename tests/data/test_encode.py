@@ -137,6 +137,21 @@ def test_everything_is_encoded_once_ahead_and_never_again():
         assert torch.equal(mine.tensors["prompt_embeds"], theirs.tensors["prompt_embeds"])
 
 
+def test_threads_are_started_only_where_there_is_something_to_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, examples = ImageEncoder(CountingPolicy(), "pairs"), [pair(i) for i in range(3)]
+    encoder.precompute(ExampleSet("pairs", examples[:2]))
+    expected = encoder(micro(examples[:2])).latents
+
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError("threads")
+
+    monkeypatch.setattr("diffalign.data.prepare.mapped", refuse)
+    assert torch.equal(encoder(micro(examples[:2])).latents, expected)
+    ImageEncoder(CountingPolicy(), "prompts")(micro([Example("p", ("hello",))]))
+    with pytest.raises(AssertionError, match="threads"):
+        encoder(micro(examples))
+
+
 def test_a_cache_on_disk_serves_the_next_run(tmp_path):
     def encoder(policy: CountingPolicy) -> ImageEncoder:
         caches = LatentCache(TensorStore(tmp_path / "latents")), PromptCache(TensorStore(tmp_path / "prompts"))
@@ -217,13 +232,15 @@ def test_a_stream_decodes_an_image_once_on_the_process_that_trains_on_it() -> No
     data = [encoded(i)[: 60 if i == 2 else None] for i in range(8)]
     examples = [Example(f"e{i}", ("x",), (watched(f"e{i}", data[i], reads),)) for i in range(8)]
     stream = StreamSet("winners", lambda: iter(examples))
-    seen = []
+    seen, skipped = [], set()
     for rank in range(2):
         encoder = ImageEncoder(CountingPolicy(), "winners")
         options = LoaderOptions(micro_batch=2, accumulation=2, rank=rank, world_size=2)
         step = next(iter(ExampleLoader(stream, options, encoder.prepare.readable)))
         seen += [name for part in step for name in encoder(part).ids]
+        skipped |= encoder.prepare.skipped
     assert sorted(seen) == ["e0", "e1", "e3", "e4", "e5", "e6", "e7"]
+    assert skipped == {"e2"}
     assert sorted(reads) == [f"e{i}" for i in range(8)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 from typing import get_args
@@ -213,14 +214,17 @@ def test_liked_and_disliked_images_of_one_caption_make_pairs():
     assert notes == {"images without a counterpart of the same caption left out": 2}
 
 
-def test_columns_with_gaps_are_left_out_and_counted():
+def test_columns_with_gaps_are_kept_and_the_gaps_counted():
     records = [
         record(identity="a", winner=0, fields={"x": 1.0, "y": 1.0}),
         record(identity="b", winner=0, fields={"x": 2.0}),
+        record(identity="c", winner=0, fields={"x": 3.0}),
     ]
     examples, notes = convert(records, "pairs")
-    assert [e.fields for e in examples] == [{"x": 1.0}, {"x": 2.0}]
-    assert list(notes) == ["column 'y' left out, as rows lack a number in it"]
+    assert examples[0].fields == {"x": 1.0, "y": 1.0}
+    assert examples[1].fields["x"] == 2.0
+    assert math.isnan(examples[1].fields["y"])
+    assert notes == {"examples without a number in column 'y' (NaN there)": 2}
 
 
 @pytest.mark.parametrize("kind", ["pairs", "ranked_lists", "unpaired"])

@@ -202,6 +202,26 @@ def test_hpd_as_published(tmp_path):
     assert ranked.images[0].read() == (tmp_path / "test/2.jpg").read_bytes()
 
 
+def test_lists_of_images_are_counted_without_being_read(monkeypatch):
+    rows = [*table_rows(), {"prompt": "no images at all", "images": None, "winner": None}]
+    table = datasets.Dataset.from_list(rows, features=as_dataset().features)
+
+    class Unread:
+        """A cell that knows its length and gives nothing out."""
+
+        def __init__(self, view, index):
+            self.is_valid = view[index].column(0)[0].is_valid
+
+        def __len__(self):
+            return 2
+
+    with monkeypatch.context() as patched:
+        patched.setattr("diffalign.data.hf_tables._stored", Unread)
+        assert len(load_examples(table, "prompts")) == 4
+        found = load_examples(table, "winners").examples
+    assert [e.images[0].read() for e in found] == [images_of(0)[0], images_of(1)[1]]
+
+
 def test_streams_are_read_again_in_the_same_order():
     stream = load_examples(as_dataset().to_iterable_dataset(), "pairs")
     assert isinstance(stream, StreamSet)
@@ -209,6 +229,30 @@ def test_streams_are_read_again_in_the_same_order():
     assert [e.id for e in first] == [e.id for e in second] == ["row-0", "row-1"]
     assert first[0].images[0].read() == encoded(0)
     assert stream.notes["ties dropped"] == 1
+
+
+@pytest.mark.parametrize("as_picture", [False, True])
+def test_streams_of_unknown_columns(as_picture):
+    """Streams from a generator, and mapped ones, do not know their columns before they are read."""
+
+    def rows():
+        for row, (prompt, winner) in enumerate(ROWS):
+            images = [picture(2 * row), picture(2 * row + 1)] if as_picture else images_of(row)
+            yield {"prompt": prompt, "images": images, "winner": winner}
+
+    stream = datasets.IterableDataset.from_generator(rows)
+    assert stream.features is None
+    first, second = load_examples(stream, "pairs").open()
+    assert [first.prompts[0], second.prompts[0]] == [prompt for prompt, _ in ROWS[:2]]
+    assert [np.asarray(image.decode()).tolist() for image in second.images] == [
+        np.asarray(picture(seed)).tolist() for seed in (3, 2)
+    ]
+    mapped = as_dataset().to_iterable_dataset().map(lambda row: {"prompt": f"{row['prompt']}!"})
+    assert [e.prompts[0] for e in load_examples(mapped, "pairs").open()] == ["a red cat!", "a blue dog!"]
+    with pytest.raises(UserError, match="is empty: the stream ended before its first row"):
+        load_examples(datasets.IterableDataset.from_generator(lambda: iter(())), "pairs")
+    with pytest.raises(UserError, match="has no column 'prompt'"):
+        load_examples(datasets.IterableDataset.from_generator(lambda: iter([{"a": 1}])), "pairs")
 
 
 def test_streams_cannot_edit_captions():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +93,7 @@ class ToySource:
     micro: int = 2
     rank: int = 0
     world_size: int = 1
+    left_out: Callable[[], Mapping[str, int]] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "position", [0])

@@ -35,20 +35,21 @@ def test_text_of_a_composition() -> None:
 
 def test_yaml_says_more_than_text(tmp_path: Path) -> None:
     path = tmp_path / "rewards.yaml"
-    path.write_text("rewards:\n  - {name: pickscore, weight: 2, reference: 21.0}\n  - hpsv2:5\n")
-    assert parse_rewards(str(path)) == [RewardSpec("pickscore", 2.0, reference=21.0), RewardSpec("hpsv2", 5.0)]
+    path.write_text("rewards:\n  - {name: pickscore, weight: 2e-1, reference: 21e0}\n  - hpsv2:5\n")
+    assert parse_rewards(str(path)) == [RewardSpec("pickscore", 0.2, reference=21.0), RewardSpec("hpsv2", 5.0)]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("pickscore:heavy", "the weight of reward 'pickscore' is 'heavy'; expected a number"),
+        ([{"name": "graded", "top": "high"}], "the top of reward 'graded' is 'high'; expected a number"),
         ("", "no rewards"),
         ("graded,graded:2", "rewards given twice: graded"),
         ([{"name": "graded", "wieght": 2}], "unknown key of a reward 'wieght': did you mean 'weight'"),
         ([{"weight": 2}], "without a name"),
         ([{"name": "graded", "normalise": True, "reference": 1.0}], "not both"),
-        ("nowhere.yaml", "no reward file"),
+        ("nowhere.yaml", "there is no file nowhere.yaml"),
     ],
 )
 def test_mistakes_in_a_composition(text: object, message: str) -> None:

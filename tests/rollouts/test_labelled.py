@@ -33,7 +33,7 @@ SCORES = [[0.0, -1.0, 0.0], [-0.5, 0.0, -0.5]]
 
 @pytest.fixture
 def labels(tmp_path: Path) -> Path:
-    table = write_samples(ToyPolicy(), ["a b", "a b"], CONFIG, 0, tmp_path)
+    table = write_samples(ToyPolicy(adapter=False), ["a b", "a b"], CONFIG, 0, tmp_path)
     rows = [json.loads(line) for line in table.read_text().splitlines()]
     exported = tmp_path / "labels.jsonl"
     exported.write_text("".join(json.dumps({**r, "scores": s}) + "\n" for r, s in zip(rows, SCORES, strict=True)))

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from diffalign.data.fields import field_tensors
+from diffalign.data.load import load_examples
 from diffalign.diffusion.process import DiscreteProcess
 from diffalign.errors import UserError
 from diffalign.strategies.base import Piece
@@ -18,6 +20,7 @@ from diffalign.strategies.inverted_noise import InvertedNoise
 from diffalign.strategies.pair_kernel import DenoisingKernel, fresh_noise
 from diffalign.strategies.smpo import TWO_PREDICTIONS, SmPO, SmPOConfig, label_weight, winner_probability
 from tests.battery.methods import select
+from tests.data.support import encoded
 from tests.factories import ToyPolicy
 from tests.strategies.support import context, examples, image_batch, moved_policy, numbers, objective, step, terms
 
@@ -204,6 +207,23 @@ def test_missing_scores_are_named(fields):
         objective(SmPO(SmPOConfig()), values, examples(3, **fields))
     weights = objective(SmPO(SmPOConfig(unscored="decided")), values, examples(3, **fields)).metrics["label_weight"]
     assert weights[1] == 1
+
+
+def test_a_row_without_scores_costs_the_others_nothing():
+    """One pair of a data set lacks scores: it counts as decided, the others by theirs."""
+    rows = [{"prompt": "x", "images": [encoded(2 * i), encoded(2 * i + 1)], "winner": 0} for i in range(3)]
+    found = [None if i == 1 else SCORES[i].tolist() for i in range(3)]
+    pairs = load_examples([{**row, "scores": scores} for row, scores in zip(rows, found, strict=True)], "pairs")
+    with pytest.raises(UserError, match=r"'row-1' \(1 of 3 pairs\) has none"):
+        SmPO(SmPOConfig()).check_examples(pairs.examples)
+    strategy = SmPO(SmPOConfig(unscored="decided", order_by="human"))
+    strategy.check_examples(pairs.examples)
+    values = terms(numbers(6), numbers(6, seed=1))
+    batch = examples(3, **field_tensors(pairs.examples, torch.device("cpu")))
+    weights = objective(strategy, values, batch).metrics["label_weight"]
+    alone = examples(2, scores=SCORES[[0, 2]])
+    known = objective(strategy, terms(numbers(4), numbers(4, seed=1)), alone).metrics["label_weight"]
+    assert_close(weights, torch.stack([known[0], torch.ones_like(known[0]), known[1]]))
 
 
 @pytest.mark.parametrize("options", [{"score_low": 0.3, "score_high": 0.2}, {"gamma": 0.0}])

@@ -104,6 +104,15 @@ def test_without_scores_the_order_is_the_ranking():
     torch.testing.assert_close(by_order, value(err, ref_err, torch.tensor([[4.0, 3, 2, 1]] * 2), beta=40.0).loss)
 
 
+def test_a_list_without_scores_in_a_batch_with_scores_keeps_its_order():
+    err, ref_err = numbers(2, 4), numbers(2, 4, seed=1)
+    strategy = RankDPO(RankDPOConfig(beta=40.0))
+    scores = torch.tensor([[0.1, 0.7, 0.2, 0.9], [torch.nan] * 4])
+    mixed = objective(strategy, terms(rows(err), rows(ref_err)), examples(2, scores=scores)).loss
+    known = torch.tensor([[0.1, 0.7, 0.2, 0.9], [4.0, 3, 2, 1]])
+    torch.testing.assert_close(mixed, value(err, ref_err, known, beta=40.0).loss)
+
+
 def test_gradients_by_finite_differences():
     ref_err, scores = numbers(2, 3, seed=1), scores_without_ties(2, 3)
     err = numbers(2, 3).requires_grad_()

@@ -86,6 +86,14 @@ def test_masks_are_exact() -> None:
     assert batch.cache_keys == ["row-0", "row-1"]
 
 
+def test_a_row_without_numbers_has_gaps_in_its_batch() -> None:
+    policy = tiny_text_policy(adapter=False)
+    bare = {name: text for name, text in ROWS[1].items() if not name.startswith("score")}
+    scores = encode(policy, *load_text_pairs([ROWS[0], bare]).examples).fields["scores"]
+    assert scores[0].tolist() == [1.0, 0.25]
+    assert scores[1].isnan().all()
+
+
 def test_an_end_of_sequence_that_is_written_is_not_doubled() -> None:
     policy = tiny_text_policy(adapter=False)
     batch = encode(policy, TextExample("x", "hi :", ("a cat <eos>", "a dog")))
@@ -120,7 +128,7 @@ def test_a_long_prompt_loses_its_beginning_and_a_long_completion_its_example() -
     rows = [{"id": "long", "prompt": "hi :", "chosen": "a " * 9, "rejected": "hi"}, {**ROWS[0], "rejected": "the dog"}]
     dataset = encoder.precompute(load_text_pairs(rows))
     assert [example.id for example in dataset] == ["row-1"]
-    assert dataset.notes == {"completions longer than 6 tokens dropped": 1}
+    assert dataset.notes["completions longer than 6 tokens dropped"] == 1
     with pytest.raises(UserError, match="nothing to train on is left"):
         encoder.precompute(load_text_pairs(rows[:1]))
 

@@ -42,6 +42,13 @@ def test_a_preset_resolves_for_its_method(preset: str, method: str, mode: str) -
     assert "max_train_steps" in stated
 
 
+def test_rates_of_a_preset_may_be_written_without_a_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "sft.yaml").write_text("learning_rate: 3e-4\n")
+    monkeypatch.setattr("diffalign.training.presets.PRESETS", tmp_path)
+    assert resolve_config("sft", {"preset": "mine"}).optim.learning_rate == 3e-4
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_file_says_where_its_values_come_from(path: Path) -> None:
     assert path.read_text().startswith("# ")

@@ -35,7 +35,7 @@ from diffalign.training.memory import (
 )
 from diffalign.training.processes import Processes
 from diffalign.training.progress import ProgressDisplay, work_shown
-from diffalign.training.report import FLAT_INTERVALS, Reporter, Spent
+from diffalign.training.report import FLAT_INTERVALS, LeftOut, Reporter, Spent
 from diffalign.training.resolve import resolve_config
 from diffalign.training.runfolder import RunFolder, choose_folder, claim_folder, environment, model_card
 from diffalign.training.step import StepResult
@@ -44,6 +44,7 @@ from diffalign.training.trackers import JsonLines, build_trackers
 from diffalign.training.update import Account
 from diffalign.training.validation import save_grid, stack_pictures
 from tests.factories import Ripples, tiny_policy
+from tests.meeting import Meeting, meet
 
 CONFIG = {"train_mode": "lora", "reference_device": "same", "optimizer": "adamw", "use_ema": False}
 
@@ -260,14 +261,33 @@ def test_grids_and_stacks(tmp_path: Path) -> None:
 def test_rewards_without_any_difference_are_noted_once() -> None:
     console = Console(width=300, file=io.StringIO())
     display = ProgressDisplay(20, 0, torch.device("cpu"), console)
-    spent = Spent(Progress(), Processes())
-    reporter = Reporter(Processes(), [], display, Stopwatch(), spent, logging_steps=1, first=0, total=20)
+    spent, left_out = Spent(Progress(), Processes()), LeftOut(None, Processes())
+    reporter = Reporter(Processes(), [], display, Stopwatch(), spent, left_out, logging_steps=1, first=0, total=20)
     shares = [1.0] * (FLAT_INTERVALS - 1) + [0.5] + [1.0] * (FLAT_INTERVALS + 2)
     for step, share in enumerate(shares, 1):
         account = Account(1.0, {"flat_groups": torch.tensor(share)}, examples=1)
         reporter.step(step, StepResult(account, 0.1, 0.1, 1e-4, applied=True))
         said = console.file.getvalue()  # type: ignore[attr-defined]
         assert said.count("the same reward") == (step >= 2 * FLAT_INTERVALS)
+
+
+def test_what_a_stream_leaves_out_is_told_when_it_has_doubled_and_at_the_end() -> None:
+    def told(processes: Meeting) -> list[list[str]]:
+        ties = {"ties dropped": 0} if processes.rank == 0 else {}
+        images = {"images skipped": 0}
+        left_out = LeftOut(lambda: {**ties, **images}, processes)  # type: ignore[arg-type]
+        lines = [left_out.lines(only_news=True)]
+        for tied, broken in ((1, 0), (1, 1), (1, 1), (4, 2)):
+            ties.update({"ties dropped": tied} if ties else {})
+            images["images skipped"] = broken
+            lines.append(left_out.lines(only_news=True))
+        return [*lines, left_out.lines()]
+
+    first, second = (f"of the stream so far: {text}" for text in ("1 ties dropped", "1 ties dropped; 2 images skipped"))
+    third = "of the stream so far: 4 ties dropped; 4 images skipped"
+    assert meet(2, told) == [[[], [first], [second], [], [third], [third]]] * 2
+    nothing = LeftOut(dict, Processes())
+    assert (nothing.lines(only_news=True), nothing.lines()) == ([], ["of the stream so far: nothing left out"])
 
 
 def test_saved_bytes_count_activations_without_computing() -> None:

@@ -41,13 +41,15 @@ def test_a_run_from_python(model: str, pairs: str, tmp_path: Path) -> None:
     StableDiffusionPipeline.from_pretrained(model).load_lora_weights(str(result.folder))
 
 
-def test_the_header_says_what_beta_amounts_to(model: str, pairs: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", [0, 32])
+def test_the_header_says_what_beta_amounts_to(side: int, model: str, pairs: str, tmp_path: Path) -> None:
     from diffalign.policies.loading import load_policy
     from diffalign.strategies.beta import beta_for_sums
 
     policy = load_policy(model)
-    elements = int(np.prod(policy.latent_shape(*policy.default_resolution)))
-    _, said = train(pairs, model, tmp_path / "run", dry_run=True, beta=2000.0)
+    assert policy.default_resolution == (16, 16)
+    elements = int(np.prod(policy.latent_shape(side or 16, side or 16)))
+    _, said = train(pairs, model, tmp_path / "run", dry_run=True, beta=2000.0, resolution=side)
     assert f"beta 2000 on errors of epsilon averaged over the {elements} elements" in " ".join(said.split())
     assert f"{beta_for_sums(2000.0, elements):.3g} on their sums" in " ".join(said.split())
 
@@ -69,12 +71,22 @@ def test_a_run_from_a_stream_leaves_out_what_cannot_be_decoded(model: str, tmp_p
     import datasets
 
     rows = [
-        {"id": str(i), "prompt": f"a {i}", "chosen": encoded(2 * i), "rejected": encoded(2 * i + 1)} for i in range(4)
+        {
+            "id": str(i),
+            "prompt": f"a {i}",
+            "images": [encoded(2 * i), encoded(2 * i + 1)],
+            "winner": 0 if i < 4 else None,
+        }
+        for i in range(6)
     ]
-    rows[1]["chosen"] = encoded(2)[:60]
+    rows[1]["images"][0] = encoded(2)[:60]  # type: ignore[index]
     stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
-    result, _ = train(stream, model, tmp_path / "run", max_train_steps=2, num_validation_images=0)  # type: ignore[arg-type]
-    assert result.steps == 2
+    result, said = train(stream, model, tmp_path / "run", max_train_steps=3, num_validation_images=0)  # type: ignore[arg-type]
+    assert result.steps == 3
+    # the stream was read several times: nothing counts twice
+    left_out = "of the stream so far: 2 ties dropped; 1 examples with unreadable images skipped"
+    assert f"note: {left_out}" in said
+    assert f"\n{left_out}\ndone: 3 steps" in said
     with pytest.raises(UserError, match="cannot decode image"):
         train(stream, model, tmp_path / "strict", max_train_steps=2, strict=True)  # type: ignore[arg-type]
 

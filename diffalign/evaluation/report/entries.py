@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from diffalign.errors import UserError
 from diffalign.evaluation.comparison import ImageSet, Key, read_set
 from diffalign.evaluation.generation import TABLE
 from diffalign.evaluation.geneval.evaluate import RESULTS, RESULTS_FOLDER
-from diffalign.records import read_json, read_jsonl
+from diffalign.records import read_json, read_jsonl, read_yaml
 from diffalign.training.runfolder import CONFIG_FILE
 from diffalign.training.trackers import METRICS_FILE
 
@@ -121,7 +119,7 @@ def _read_scores(entry: Entry, path: Path) -> None:
 def _read_run(entry: Entry, folder: Path) -> None:
     if entry.curve:
         raise UserError(f"{entry.name!r} has two training runs; the second is {folder}")
-    entry.config = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    entry.config = read_yaml(folder / CONFIG_FILE)
     entry.curve = read_jsonl(folder / METRICS_FILE, ("step",))
 
 
