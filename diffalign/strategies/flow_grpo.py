@@ -40,7 +40,8 @@ class FlowGRPOConfig(PolicyGradientConfig):
         rollout_guidance_scale: guidance in sampling and in training. 4.5: official configs for SD 3.5.
         train_last_step: train the step that ends at the image, too. False: official code.
         advantage: "group": paper.
-        advantage_std: whose deviation divides. "batch": official configs; a user reports more with "group".
+        advantage_std: whose deviation divides. "batch": official configs; issue 52 of their repository reports higher
+            PickScores with "group".
         kl_beta: weight of the divergence from the reference. 0.04: official configs for GenEval and OCR; 0.01 for
             PickScore.
         detach_unconditional: no gradient through the unconditional branch of guidance. True: official code.

@@ -7,7 +7,10 @@ GLOSSARY: dict[str, str] = {
     "relative_loss": "objective over that of a policy equal to the reference; 1 at the start, 0 once all is predicted",
     "logit": "scaled margin z; positive where the preference is satisfied; 0 while policy and reference are equal",
     "implicit_accuracy": "share of satisfied preferences; a tie counts one half, in text methods none",
-    "effective_weight": "how strongly the example still pulls, sigmoid(-logit); 1/2 at the start, 0 once satisfied",
+    "effective_weight": (
+        "how strongly the example still pulls, 0 once satisfied: sigmoid(-logit) of a pair, 1/2 at the start; in lists "
+        "the same, summed by the weights of pairs; sigmoid(logit) sigmoid(-logit) of a judgement, 1/4 at the start"
+    ),
     "winner_margin": "reference's error minus the policy's on the chosen image; should rise",
     "loser_margin": "policy's error minus the reference's on the rejected image; alone it can rise while samples decay",
     "policy_error_chosen": "policy's error on the chosen image",

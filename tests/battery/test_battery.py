@@ -16,6 +16,7 @@ from diffalign.policies.base import Policy
 from diffalign.strategies.base import Terms, Update
 from diffalign.strategies.beta import beta_for_sums
 from diffalign.strategies.metrics import GLOSSARY
+from diffalign.strategies.rankdpo import pair_weights, preference_probabilities
 from diffalign.strategies.registry import get_method, list_methods
 from diffalign.training.processes import Processes
 from diffalign.training.update import GradientPass
@@ -89,6 +90,17 @@ def test_at_the_reference_the_logit_is_zero_and_the_loss_log_two(name, process):
         assert output.metrics["logit"].tolist() == [0.0] * 4
         assert output.metrics["implicit_accuracy"].tolist() == [0.5] * 4
         assert output.metrics["effective_weight"].tolist() == [0.5] * 4
+
+
+def test_what_pulls_at_the_start_is_as_the_glossary_says():
+    policy = CountingPolicy()
+    for name in ("diffusion_kto", "tkto"):
+        _, output = evaluate(make(name), policy, batch_for(name, policy))
+        assert output.metrics["effective_weight"].tolist() == [0.25] * 4
+    batch = batch_for("rankdpo", policy)
+    weights = pair_weights(preference_probabilities(batch.fields["scores"][:, :, None]))
+    _, output = evaluate(make("rankdpo"), policy, batch)
+    assert_close(output.metrics["effective_weight"], weights.sum((1, 2)) / 2)
 
 
 @every_process
