@@ -60,8 +60,10 @@ class WeightedSum(Reward):
     def score_parts(
         self, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None
     ) -> dict[str, Tensor]:
-        """Return every part, unweighted: name -> (batch,) on the images' device."""
-        return {name: part.score(images, prompts, metadata).to(images.device) for name, part in self.parts.items()}
+        """Return every part, unweighted: name -> (batch,) on the images' device; each in its own precision."""
+        # not in that of the pass around it: an image has one score, whether a gradient is wanted or not
+        with torch.autocast(images.device.type, enabled=False):
+            return {name: part.score(images, prompts, metadata).to(images.device) for name, part in self.parts.items()}
 
 
 def _times(weight: float, end: float) -> float:
