@@ -118,6 +118,7 @@ class Context:
         rewards: named rewards of the run (``rewards.base.Reward``); none where the method needs none.
         reward_weights: the factor of each in the run's one reward, their weighted sum.
         skip_failed_rewards: leave images out that a reward fails on, instead of ending the run.
+        resolution: (height, width) of the run's images in pixels; None for the model's own.
         folder: the run folder, for files that explain a failure.
         frozen_policies: further frozen policies by name.
         reduce: sum over processes.
@@ -135,6 +136,7 @@ class Context:
     rewards: Mapping[str, Any] = field(default_factory=dict)
     reward_weights: Mapping[str, float] = field(default_factory=dict)
     skip_failed_rewards: bool = False
+    resolution: tuple[int, int] | None = None
     folder: Path = field(default_factory=Path)
     frozen_policies: Mapping[str, Any] = field(default_factory=dict)
     reduce: Reduce = field(default=lambda value: value)
@@ -149,6 +151,11 @@ class Context:
     def step(self) -> int:
         """Optimizer steps done so far."""
         return self.progress.step
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of the latents of one of the run's images, (channels, ...)."""
+        return self.policy.latent_shape(*(self.resolution or self.policy.default_resolution))  # type: ignore[no-any-return]
 
     @property
     def reward(self) -> WeightedSum:

@@ -25,8 +25,8 @@ def beta_for_sums(beta: float, elements: int, factor: float = 0.5) -> float:
 
 
 def describe_beta(ctx: Context, beta: float, factor: float = 0.5) -> tuple[str, ...]:
-    """Return the line of the run's header that says what beta is in the paper's terms, for the model of the run."""
-    elements = math.prod(ctx.policy.latent_shape(*ctx.policy.default_resolution))
+    """Return the line of the run's header that says what beta is in the paper's terms, for the run's model and size."""
+    elements = math.prod(ctx.latent_shape)
     return (
         f"beta {beta:g} on errors of {ctx.policy.process.prediction_type} averaged over the {elements} elements of an "
         f"image, {beta_for_sums(beta, elements, factor):.3g} on their sums",

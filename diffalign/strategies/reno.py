@@ -69,10 +69,9 @@ class ReNOConfig:
         if self.norm_weight < 0:
             raise UserError(f"norm_weight is {self.norm_weight}: expected 0 or more")
 
-    @property
-    def sampling(self) -> Sampling:
-        """How images are made."""
-        return Sampling(self.rollout_steps, self.rollout_guidance_scale)
+    def sampling(self, resolution: tuple[int, int] | None = None) -> Sampling:
+        """Return how images are made, of (height, width) pixels or of the model's own size."""
+        return Sampling(self.rollout_steps, self.rollout_guidance_scale, resolution=resolution)
 
 
 @dataclass(frozen=True)
@@ -129,8 +128,9 @@ class ReNO(Strategy):
         """
         if ctx.world_size > 1:
             raise UserError("noise is searched by one process: give each a part of the captions, or run eval/reno.py")
-        shape = ctx.policy.latent_shape(*ctx.policy.default_resolution)
-        self._noise = [nn.Parameter(torch.zeros(1, *shape, device=ctx.device)) for _ in range(ctx.global_batch)]
+        self._noise = [
+            nn.Parameter(torch.zeros(1, *ctx.latent_shape, device=ctx.device)) for _ in range(ctx.global_batch)
+        ]
 
     def parameters(self) -> list[ParameterGroup]:
         """The noise, each caption's clipped by its own norm."""
@@ -141,7 +141,7 @@ class ReNO(Strategy):
         prompts = [prompt for batch in batches for prompt in batch.prompts]
         metadata = [row for batch in batches for row in batch.metadata]
         seeds = [seed for batch in batches for seed in batch.seeds.tolist()]
-        generator = PolicyGenerator(ctx.policy, prompts, self.config.sampling)
+        generator = PolicyGenerator(ctx.policy, prompts, self.config.sampling(ctx.resolution))
         self._judge = Judge(generator, ctx.reward, prompts, metadata or None)
         self._searches += [_Search(*row) for row in zip(prompts, seeds, self._judge.found, strict=True)]
         with torch.no_grad():
@@ -197,7 +197,7 @@ class ReNO(Strategy):
     def export(self, ctx: Context, folder: Path) -> None:
         """Write the best image of every caption, its noise, and the course of its search."""
         for index, search in enumerate(self._searches):
-            generator = PolicyGenerator(ctx.policy, [search.prompt], self.config.sampling)
+            generator = PolicyGenerator(ctx.policy, [search.prompt], self.config.sampling(ctx.resolution))
             noise = torch.stack([search.found.noise.to(ctx.device), generator.draw([search.seed])[0]])
             with ctx.policy.inference():
                 image, first = generator(noise, [0, 0])

@@ -184,7 +184,7 @@ def _context(
     rewards: Mapping[str, Any],
 ) -> Context:
     """Make the policy trainable, and put together what the strategy sees."""
-    reference = _start(policy, spec, config, processes)
+    reference, side = _start(policy, spec, config, processes), config.data.resolution
     return Context(
         policy=policy,
         reference=reference if spec.needs_reference else None,
@@ -193,6 +193,7 @@ def _context(
         rewards=rewards,
         reward_weights={part.label: part.weight for part in parse_rewards(config.reward.rewards)} if rewards else {},
         skip_failed_rewards=config.reward.on_reward_failure == "skip",
+        resolution=(side, side) if side else None,
         reduce=processes.sum,
         rank=processes.rank,
         world_size=processes.world_size,

@@ -64,7 +64,10 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("changes", [{}, {"max_rows_per_forward": 1}, {"train_batch_size": 1, "global_batch_pairs": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"max_rows_per_forward": 1}, {"train_batch_size": 1, "global_batch_pairs": 2}, {"resolution": 32}],
+)
 def test_the_loop_makes_the_search_of_the_python_call(
     world: dict[str, str], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -73,12 +76,16 @@ def test_the_loop_makes_the_search_of_the_python_call(
     assert not (result.folder / "pytorch_lora_weights.safetensors").exists()
     found = results(result.folder)
     assert found.keys() == set(CAPTIONS)
+    side = changes.get("resolution", 16)
+    assert {tuple(record["noise"].shape) for record in found.values()} == {(4, side // 2, side // 2)}
     called = diffalign.optimize_noise(
         world["pretrained_model_name_or_path"],
         list(found),
         "tiny-pickscore:0.5",
         steps=ITERATIONS,
         num_inference_steps=2,
+        height=changes.get("resolution"),
+        width=changes.get("resolution"),
         seed=[record["seed"] for record in found.values()],
         device="cpu",
     )

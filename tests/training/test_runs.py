@@ -39,13 +39,15 @@ def test_a_run_from_python(model: str, pairs: str, tmp_path: Path) -> None:
     StableDiffusionPipeline.from_pretrained(model).load_lora_weights(str(result.folder))
 
 
-def test_the_header_says_what_beta_amounts_to(model: str, pairs: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", [0, 32])
+def test_the_header_says_what_beta_amounts_to(side: int, model: str, pairs: str, tmp_path: Path) -> None:
     from diffalign.policies.loading import load_policy
     from diffalign.strategies.beta import beta_for_sums
 
     policy = load_policy(model)
-    elements = int(np.prod(policy.latent_shape(*policy.default_resolution)))
-    _, said = train(pairs, model, tmp_path / "run", dry_run=True, beta=2000.0)
+    assert policy.default_resolution == (16, 16)
+    elements = int(np.prod(policy.latent_shape(side or 16, side or 16)))
+    _, said = train(pairs, model, tmp_path / "run", dry_run=True, beta=2000.0, resolution=side)
     assert f"beta 2000 on errors of epsilon averaged over the {elements} elements" in " ".join(said.split())
     assert f"{beta_for_sums(2000.0, elements):.3g} on their sums" in " ".join(said.split())
 
