@@ -65,6 +65,8 @@ def test_truncations_stay_between_the_first_and_the_last_step():
     assert draw_truncation("fixed", 50, generator(), mean=0.999) == 49
     with pytest.raises(UserError, match="gaussian"):
         draw_truncation("gauss", 50, generator())  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"0\.0% of the draws fall on steps 1 to 3 of 4"):
+        draw_truncation("gaussian", 4, generator(), mean=0.1, std=0.01)
 
 
 def test_truncation_is_drawn_for_the_trajectory_or_for_each_step():
@@ -267,6 +269,8 @@ def test_distance_from_the_reference_can_be_penalised(name):
         (AlignPropConfig, {"eta": 1.5}, "eta"),
         (AlignPropConfig, {"truncation_mean": 42}, "share"),
         (AlignPropConfig, {"truncation_std": 0}, "truncation_std"),
+        (AlignPropConfig, {"rollout_steps": 4, "truncation_mean": 0.1, "truncation_std": 0.01}, "steps 1 to 3 of 4"),
+        (AlignPropConfig, {"truncation_std": 50.0}, "truncation_std 50"),
         (DraftKConfig, {"gradient_steps": 51}, "gradient_steps"),
         (DraftKConfig, {"loss_scale": 0}, "loss_scale"),
         (DraftKConfig, {"reference_weight": -1.0}, "reference_weight"),
