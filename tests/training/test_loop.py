@@ -16,7 +16,7 @@ from torch import Tensor
 from diffalign.batch import Batch
 from diffalign.errors import UserError
 from diffalign.strategies.base import Context, LossOutput, Piece, Terms, Update
-from diffalign.training.checkpoint import list_checkpoints
+from diffalign.training.checkpoint import list_checkpoints, read_checkpoint
 from diffalign.training.config import OptimOptions
 from diffalign.training.guards import RunStopped
 from diffalign.training.trackers import METRICS_FILE
@@ -48,6 +48,16 @@ class Flat(Fake):
 
     def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: Batch) -> LossOutput:
         return LossOutput(0 * terms.policy.sum() + 1)
+
+
+class Silent(Squares):
+    """Has nothing to say of one example: a loss without a graph."""
+
+    spec = dataclasses.replace(Fake.spec, waived_guards={"zero_gradient": "example-4 teaches nothing"})
+
+    def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: Batch) -> LossOutput:
+        output = super().loss(terms, statistics, batch)
+        return LossOutput(torch.ones_like(output.loss)) if batch.ids == ["example-4"] else output
 
 
 class Excused(Flat):
@@ -97,6 +107,19 @@ def test_no_gradient_stops_after_patience(tmp_path: Path) -> None:
 
 def test_a_method_may_waive_a_guard(tmp_path: Path) -> None:
     assert toy_trainer(tmp_path / "run", Excused(), steps=5).fit().steps == 5
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_an_update_without_a_graph_leaves_the_weights_alone(precision: Any, tmp_path: Path) -> None:
+    optim = dataclasses.replace(SGD, mixed_precision=precision)
+    every = {"checkpointing_steps": 1, "checkpoints_total_limit": 0}
+    assert toy_trainer(tmp_path / "run", Silent(), steps=4, optim=optim, **every).fit().steps == 4
+    folders = list_checkpoints(tmp_path / "run" / "checkpoints")
+    first, second, third, fourth = (read_checkpoint(folder).weights["vectors.default"] for folder in folders)
+    assert second.equal(first)
+    assert not third.equal(second)
+    assert fourth.equal(third)
+    assert [line["grad_norm"] > 0 for line in log_of(tmp_path / "run")] == [True, False, True, False]
 
 
 @pytest.mark.parametrize(
