@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 GLOSSARY: dict[str, str] = {
-    "loss": "objective of the example",
+    "loss": "objective of the example; 0 for those that were dropped and still count",
     "relative_loss": "objective over that of a policy equal to the reference; 1 at the start, 0 once all is predicted",
     "logit": "scaled margin z; positive where the preference is satisfied; 0 while policy and reference are equal",
     "implicit_accuracy": "share of satisfied preferences; a tie counts one half, in text methods none",

@@ -18,10 +18,11 @@ from diffalign.errors import UserError
 from diffalign.strategies.base import Context, LossOutput, Piece, Terms, Update
 from diffalign.training.checkpoint import list_checkpoints, read_checkpoint
 from diffalign.training.config import OptimOptions
-from diffalign.training.guards import RunStopped
+from diffalign.training.guards import Guards, RunStopped, Verdict
 from diffalign.training.trackers import METRICS_FILE
 from diffalign.training.update import GradientPass
 from tests.interface.fakes import Fake
+from tests.interface.run_fakes import Rollout
 from tests.interface.toy import ToyPolicy, ToySource, features, toy_batch
 from tests.training.support import OPTIM, toy_trainer
 
@@ -80,6 +81,22 @@ def test_metrics_are_means_over_examples(tmp_path: Path) -> None:
     assert line["step"] == 1
     assert {"grad_norm", "learning_rate", "examples_per_second", "skipped_steps", "seconds"} <= line.keys()
     assert "images" not in line  # nothing was sampled
+
+
+def test_the_logged_loss_is_that_of_the_guards_where_examples_were_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[float] = []
+
+    def judge(self: Guards, loss: float, gradient_norm: float, scaler_adapts: bool = False) -> Verdict:
+        judged.append(loss)
+        return "apply"
+
+    monkeypatch.setattr(Guards, "judge", judge)
+    toy_trainer(tmp_path / "run", Rollout(), steps=4, optim=SGD).fit()
+    assert [line["loss"] for line in log_of(tmp_path / "run")] == pytest.approx(judged, rel=1e-6)
+    kept = ToyPolicy().value(features(toy_batch([0, 2]), 1, stream="inner 0"))  # two of the four examples
+    assert judged[0] == pytest.approx(kept.exp().sum().item() / 4)
 
 
 def test_logging_interval_averages_steps(tmp_path: Path) -> None:
