@@ -35,7 +35,6 @@ from torch import Tensor
 from diffalign.batch import ImageBatch
 from diffalign.data.schema import Example
 from diffalign.errors import UserError
-from diffalign.policies.base import Policy
 from diffalign.rollouts.labelled import as_sampled, read_labels
 from diffalign.rollouts.rollout import Rollout, RolloutConfig
 from diffalign.rollouts.transitions import TransitionBatch, TransitionKernel, Transitions, joined_ids, rows_per_pass
@@ -185,14 +184,8 @@ class D3PO(FromRollouts):
         assert ctx.reference is not None
         seen = [as_sampled(batch, self.config) for batch in batches]
         labels = torch.cat([scores for _, scores in seen], dim=1).reshape(-1, 1) if seen else torch.zeros(0, 1)
-        made: list[Rollout] = []
-
-        def sample(policy: Policy) -> Tensor:
-            made.append(self._rollouts(replace(ctx, policy=policy), [batch for batch, _ in seen], labels))
-            return labels
-
-        ctx.reference.evaluate(sample)
-        return made[0]
+        with ctx.reference.active() as reference:
+            return self._rollouts(replace(ctx, policy=reference), [batch for batch, _ in seen], labels)
 
     def _batches(
         self, ctx: Context, rollout: Rollout, pairs: Tensor, steps: Tensor, figures: Mapping[str, float]

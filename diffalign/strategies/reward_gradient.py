@@ -25,7 +25,6 @@ from diffalign.diffusion.guidance import Predictor, guided
 from diffalign.diffusion.level import Grid
 from diffalign.diffusion.random import derive_seed, randn_rows
 from diffalign.errors import UserError, unknown
-from diffalign.policies.base import Policy
 from diffalign.strategies.base import Context, LossOutput, Piece, Spec, Strategy, Terms
 from diffalign.strategies.pair_kernel import squared_errors
 
@@ -203,13 +202,10 @@ class RewardKernel(ABC):
         """Mean squared distance of the policy's prediction from the reference's at the departure, (rows,)."""
         assert ctx.reference is not None
         timestep, _, _ = self.grid(ctx).to(ctx.device).move(departure.step)
-        timesteps = timestep.expand(len(departure.latents))
-
-        def prediction(policy: Policy) -> Tensor:
-            return policy.predict(departure.latents, timesteps, departure.condition)
-
-        frozen = ctx.reference.evaluate(prediction)
-        return squared_errors(prediction(ctx.policy), frozen)
+        where = departure.latents, timestep.expand(len(departure.latents)), departure.condition
+        with ctx.reference.active() as reference:
+            frozen = reference.predict(*where)
+        return squared_errors(ctx.policy.predict(*where), frozen)
 
     def grid(self, ctx: Context) -> Grid:
         """The sampler's moves."""
