@@ -34,7 +34,7 @@ from torch import Tensor
 
 from diffalign.batch import ImageBatch
 from diffalign.data.schema import Example
-from diffalign.errors import UserError
+from diffalign.errors import UserError, require_above
 from diffalign.rollouts.labelled import as_sampled, read_labels
 from diffalign.rollouts.rollout import Rollout, RolloutConfig
 from diffalign.rollouts.transitions import TransitionBatch, TransitionKernel, Transitions, joined_ids, rows_per_pass
@@ -112,10 +112,9 @@ class D3POConfig(RolloutConfig):
         super().__post_init__()
         if self.images_per_prompt < 2:
             raise UserError("D3PO compares the images of a caption: images_per_prompt must be 2 or more")
-        if self.beta <= 0 or not 0 < self.ratio_clip < 1:
-            raise UserError(
-                f"beta {self.beta} and ratio_clip {self.ratio_clip}: expected beta > 0, ratio_clip in (0, 1)"
-            )
+        require_above(0, self, "beta")
+        if not 0 < self.ratio_clip < 1:
+            raise UserError(f"ratio_clip is {self.ratio_clip}: expected a number in (0, 1)")
 
 
 @register(

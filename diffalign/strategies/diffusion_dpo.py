@@ -92,7 +92,7 @@ class DiffusionDPO(PairStrategy):
 
     def __init__(self, config: DiffusionDPOConfig) -> None:
         super().__init__(config)
-        self.objective = PairObjective(config.beta, config, config.head, config.label_smoothing)
+        self.objective = PairObjective(config, config.head, config.label_smoothing)
 
     def kernel(self) -> Kernel:
         """One timestep and one noise a pair."""

@@ -77,7 +77,7 @@ class InPO(PairStrategy):
     def __init__(self, config: InPOConfig) -> None:
         super().__init__(config)
         self.spec = replace(self.spec, moving_reference=config.inverter == "policy")
-        self.objective = PairObjective(config.beta, config)
+        self.objective = PairObjective(config)
 
     def kernel(self) -> Kernel:
         """Errors at inverted latents."""

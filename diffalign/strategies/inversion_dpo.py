@@ -112,7 +112,7 @@ class InversionDPO(PairStrategy):
 
     def __init__(self, config: InversionDPOConfig) -> None:
         super().__init__(config)
-        self.objective = PairObjective(config.beta, config)
+        self.objective = PairObjective(config)
         floor = config.timestep_floor
         self._sft = SFT(SFTConfig(timestep_floor=floor))
         pairs = DiffusionDPO(DiffusionDPOConfig(beta=config.beta, timestep_floor=floor))

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from diffalign.batch import ImageBatch
-from diffalign.errors import UserError
+from diffalign.errors import UserError, require_above
 from diffalign.rollouts.rollout import Rollout, RolloutConfig
 from diffalign.rollouts.transitions import TransitionBatch, TransitionKernel, Transitions, row_pieces
 from diffalign.rollouts.updates import group_parts, group_rows, trained_steps
@@ -106,8 +106,7 @@ class PRDPConfig(RolloutConfig):
         super().__post_init__()
         if self.images_per_prompt < 2:
             raise UserError("PRDP compares the images of a caption: images_per_prompt must be 2 or more")
-        if self.beta <= 0 or self.step_clip <= 0:
-            raise UserError(f"beta {self.beta} and step_clip {self.step_clip}: expected numbers above 0")
+        require_above(0, self, "beta", "step_clip")
 
 
 @register(

@@ -24,7 +24,7 @@ from diffalign.diffusion.differentiable import sample_with_gradient
 from diffalign.diffusion.guidance import Predictor, guided
 from diffalign.diffusion.level import Grid
 from diffalign.diffusion.random import derive_seed, randn_rows
-from diffalign.errors import UserError, unknown
+from diffalign.errors import UserError, require_above, require_at_least, unknown
 from diffalign.strategies.base import Context, LossOutput, Piece, Spec, Strategy, Terms
 from diffalign.strategies.pair_kernel import squared_errors
 
@@ -80,14 +80,11 @@ class RewardGradientConfig:
     reference_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.rollout_steps < 1:
-            raise UserError(f"rollout_steps is {self.rollout_steps}: expected 1 at least")
+        require_at_least(1, self, "rollout_steps")
         if not 0 <= self.eta <= 1:
             raise UserError(f"eta is {self.eta}: expected a number in [0, 1]")
-        if self.loss_scale <= 0:
-            raise UserError(f"loss_scale is {self.loss_scale}: expected a number above 0")
-        if self.reference_weight < 0:
-            raise UserError(f"reference_weight is {self.reference_weight}: expected 0 or more")
+        require_above(0, self, "loss_scale")
+        require_at_least(0, self, "reference_weight")
 
     def objective(self, terms: Tensor, examples: int) -> LossOutput:
         """Return the mean loss over examples.

@@ -122,7 +122,7 @@ class SePPO(PairStrategy):
 
     def __init__(self, config: SePPOConfig) -> None:
         super().__init__(config)
-        self.objective = PairObjective(config.beta, config)
+        self.objective = PairObjective(config)
         self.pool = AdapterPool()
 
     def kernel(self) -> Kernel:

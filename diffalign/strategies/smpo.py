@@ -36,7 +36,7 @@ from torch import Tensor
 from diffalign.batch import ImageBatch
 from diffalign.data.schema import Example
 from diffalign.diffusion.inversion import FixedPoint, LevelMatching, Refinement
-from diffalign.errors import UserError
+from diffalign.errors import UserError, require_above
 from diffalign.strategies.base import Kernel, LossOutput, Spec, Terms
 from diffalign.strategies.inverted_noise import InvertedNoise, Inverter
 from diffalign.strategies.pair_kernel import DenoisingKernel, draw_timesteps
@@ -79,8 +79,7 @@ class SmPOConfig(PairConfig):
         super().__post_init__()
         if self.score_high <= self.score_low:
             raise UserError(f"score_high {self.score_high} must be greater than score_low {self.score_low}")
-        if self.gamma <= 0:
-            raise UserError(f"gamma is {self.gamma}: expected a positive number")
+        require_above(0, self, "gamma")
 
 
 def winner_probability(score_w: Tensor, score_l: Tensor, low: float, high: float) -> Tensor:
@@ -108,7 +107,7 @@ class SmPO(PairStrategy):
     def __init__(self, config: SmPOConfig) -> None:
         super().__init__(config)
         self.spec = replace(self.spec, moving_reference=config.inverter == "policy")
-        self.objective = PairObjective(config.beta, config)
+        self.objective = PairObjective(config)
 
     def check_examples(self, examples: Sequence[Example]) -> None:
         """Refuse pairs without scores where these do not count as decided."""

@@ -63,7 +63,7 @@ class TDPO(PairStrategy):
 
     def __init__(self, config: TDPOConfig) -> None:
         super().__init__(config)
-        self.objective = PairObjective(config.beta, config)
+        self.objective = PairObjective(config)
 
     def kernel(self) -> Kernel:
         """The same noisy image under both captions."""

@@ -284,6 +284,13 @@ def test_the_header_says_what_beta_is_on_sums(names, factor):
         assert f"{beta_for_sums(20.0, elements, factor):.3g} on their sums" in line
 
 
+@pytest.mark.parametrize("name", [m.name for m in list_methods() if hasattr(m.strategy.Config, "beta")])
+def test_a_beta_that_would_learn_the_opposite_of_the_data_is_refused(name):
+    for beta in (0.0, -5.0):
+        with pytest.raises(UserError, match=f"beta is {beta}: expected a number above 0"):
+            get_method(name).strategy.Config(beta=beta)
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if hasattr(get_method(n).strategy.Config, "timestep_floor")])
 def test_methods_that_draw_timesteps_can_leave_out_the_least_noisy(name):
     policy, warm = CountingPolicy(), {"warm_start_steps": 1} if name == "inversion_dpo" else {}
