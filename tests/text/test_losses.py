@@ -198,6 +198,8 @@ def test_contradictory_options_are_refused(options: dict[str, Any], message: str
         DPOConfig(**options)
     with pytest.raises(UserError, match="sigmoid head"):
         SimPOConfig(head="hinge", label_smoothing=0.1)
+    with pytest.raises(UserError, match="probability"):
+        SimPOConfig(label_smoothing=0.5)
 
 
 @pytest.mark.parametrize(

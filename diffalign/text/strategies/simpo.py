@@ -21,9 +21,9 @@ from typing import Literal
 from torch import Tensor
 
 from diffalign.batch import TextBatch
-from diffalign.errors import UserError, require_above, require_at_least
+from diffalign.errors import require_above, require_at_least
 from diffalign.strategies.base import LossOutput, Spec, Terms
-from diffalign.strategies.heads import PairOptions, preference_loss
+from diffalign.strategies.heads import PairOptions, check_label_smoothing, preference_loss
 from diffalign.strategies.registry import register
 from diffalign.text.losses import reward_metrics
 from diffalign.text.pair_strategy import TextPairStrategy
@@ -49,10 +49,7 @@ class SimPOConfig(PairOptions):
         super().__post_init__()
         require_above(0, self, "beta")
         require_at_least(0, self, "gamma_beta_ratio")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise UserError(f"label_smoothing is {self.label_smoothing}: expected a probability in [0, 0.5)")
-        if self.label_smoothing and self.head != "sigmoid":
-            raise UserError(f"label_smoothing belongs to the sigmoid head, not to {self.head!r}: set one or the other")
+        check_label_smoothing(self.label_smoothing, self.head)
 
 
 @register(
