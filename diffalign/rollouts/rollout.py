@@ -78,6 +78,15 @@ class RolloutConfig:
         if self.rollout_steps == 1 and not self.train_last_step:
             raise UserError("rollout_steps is 1 and train_last_step is off: no step would be trained")
 
+    def require_groups(self) -> None:
+        """Refuse groups of one image, for methods that compare the images of a caption.
+
+        Raises:
+            UserError: saying why.
+        """
+        if self.images_per_prompt < 2:
+            raise UserError("images_per_prompt is 1: the images of a caption are compared, which takes 2 at least")
+
     @property
     def kept_dtype(self) -> torch.dtype:
         """Type in which trajectories are kept."""

@@ -110,8 +110,7 @@ class D3POConfig(RolloutConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.images_per_prompt < 2:
-            raise UserError("D3PO compares the images of a caption: images_per_prompt must be 2 or more")
+        self.require_groups()
         require_above(0, self, "beta")
         if not 0 < self.ratio_clip < 1:
             raise UserError(f"ratio_clip is {self.ratio_clip}: expected a number in (0, 1)")

@@ -74,8 +74,8 @@ class PolicyGradientConfig(RolloutConfig):
                 f"statistics_min_count is {self.statistics_min_count}: expected 1 to {self.statistics_size}, the "
                 "statistics_size, else no caption ever has statistics of its own"
             )
-        if self.advantage == "group" and self.images_per_prompt < 2:
-            raise UserError("advantage 'group' needs images_per_prompt of 2 at least: one image has nothing to beat")
+        if self.advantage == "group":
+            self.require_groups()
 
     def group_advantages(self, rewards: Tensor, groups: Tensor) -> Tensor:
         """Return the advantages (n,) of rewards (n,) within groups (n,), standardised as the options say."""

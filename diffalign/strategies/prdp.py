@@ -104,8 +104,7 @@ class PRDPConfig(RolloutConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.images_per_prompt < 2:
-            raise UserError("PRDP compares the images of a caption: images_per_prompt must be 2 or more")
+        self.require_groups()
         require_above(0, self, "beta", "step_clip")
 
 

@@ -22,10 +22,11 @@ from diffalign.rollouts.judged import Judged
 from diffalign.rollouts.rollout import Rollout, RolloutConfig, Rollouts
 from diffalign.rollouts.steps import StochasticSteps
 from diffalign.rollouts.updates import assign, trained_steps
+from diffalign.strategies.ddpo import DDPOConfig
 from diffalign.strategies.on_policy import Advantages, PolicyGradientConfig
 from diffalign.strategies.pref_grpo import group_win_rates
 from tests.battery.methods import CountingPolicy
-from tests.battery.on_policy import captions, collected, context, gradient, make
+from tests.battery.on_policy import ON_POLICY, captions, collected, context, gradient, make
 from tests.factories import ToyPolicy
 
 MOVED = (0.02, -0.03)
@@ -213,10 +214,8 @@ def test_centred_guidance_of_one_caption_is_ordinary_guidance() -> None:
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("ddpo", {"images_per_prompt": 1}),
         ("ddpo", {"kl_beta": -1.0}),
         ("ddpo", {"trained_share": 0.0}),
-        ("d3po", {"images_per_prompt": 1}),
         ("prdp", {"beta": 0.0}),
         ("parrot", {"advantage": "batch"}),
         ("parrot", {"advantage_std": "batch"}),
@@ -226,6 +225,13 @@ def test_centred_guidance_of_one_caption_is_ordinary_guidance() -> None:
 def test_options_that_make_no_sense_are_refused(name: str, changes: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         make(name, **changes)
+
+
+@pytest.mark.parametrize("name", sorted(ON_POLICY))
+def test_methods_that_compare_the_images_of_a_caption_refuse_one_alone(name: str) -> None:
+    with pytest.raises(UserError, match="images_per_prompt is 1: the images of a caption are compared"):
+        make(name, images_per_prompt=1)
+    DDPOConfig(images_per_prompt=1)  # what is expected of an image is known from other rollouts
 
 
 def test_an_update_without_advantages_still_reports_its_rollout() -> None:
