@@ -85,3 +85,8 @@ def accuracy(margin: Tensor, tie: float = 0.5) -> Tensor:
     official code of Diffusion-DPO count 0.
     """
     return ((margin > 0).to(margin.dtype) + tie * (margin == 0).to(margin.dtype)).detach()
+
+
+def differences(values: Tensor) -> Tensor:
+    """Return ``[..., i, j] = values[..., i] - values[..., j]`` of (..., N) values: the margins of all ordered pairs."""
+    return values[..., :, None] - values[..., None, :]

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from diffalign.errors import UserError
 from diffalign.strategies.beta import beta_for_sums
-from diffalign.strategies.heads import accuracy, preference_loss, scale_gradient
+from diffalign.strategies.heads import accuracy, differences, preference_loss, scale_gradient
 from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective
 from tests.strategies.support import numbers, terms
 
@@ -108,6 +108,12 @@ def test_the_rejected_gradient_is_no_longer_than_a_multiple_of_the_chosen_one():
     assert_close(lengths[0.5][:2], lengths[0.0][:2])  # chosen
     assert_close(lengths[0.5][2:], torch.minimum(lengths[0.0][2:], 0.5 * lengths[0.0][:2]))
     assert lengths[0.5][2] < 0.1 * lengths[0.0][2]
+
+
+def test_differences_of_all_pairs():
+    values = torch.tensor([[1.0, 4.0, 6.0], [0.0, 2.0, -1.0]])
+    assert differences(values).tolist() == [[[a - b for b in row] for a in row] for row in values.tolist()]
+    assert_close(differences(values[0]), differences(values)[0])
 
 
 def test_swapping_pairs_exchanges_their_errors():
