@@ -26,12 +26,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from diffalign.strategies.advantages import StdScope
-from diffalign.strategies.on_policy import PolicyGradient, PolicyGradientConfig
 from diffalign.strategies.registry import register
+from diffalign.strategies.standardised import StandardisedConfig, StandardisedRewards
 
 
 @dataclass(frozen=True)
-class FlowGRPOConfig(PolicyGradientConfig):
+class FlowGRPOConfig(StandardisedConfig):
     """Constants of Flow-GRPO.
 
     Args:
@@ -64,8 +64,8 @@ class FlowGRPOConfig(PolicyGradientConfig):
     repository="https://github.com/yifan123/flow_grpo",
     family="on-policy",
 )
-class FlowGRPO(PolicyGradient):
+class FlowGRPO(StandardisedRewards):
     """Learns from how images of a caption compare."""
 
-    spec = replace(PolicyGradient.spec, bundled_model="tiny-sd3")
+    spec = replace(StandardisedRewards.spec, bundled_model="tiny-sd3")
     Config = FlowGRPOConfig
