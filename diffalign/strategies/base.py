@@ -65,8 +65,8 @@ class Spec:
         trains: "policy" (adapters or weights of the policy) or "own" (what :meth:`Strategy.parameters` returns).
         statistics: scope over which :meth:`Strategy.statistics` is taken: never, one micro-batch, or the whole update.
         lockstep: which hooks take the same passes through the networks, in number and order, for any micro-batch of the
-            same size: all of them, all but ``draw``, or none (methods that sample). Processes that share a network in
-            shards must stay in step: while the others run they hold it whole, or the method is refused there.
+            same size: all of them, all but ``draw``, or none (all methods that sample). Processes that share a network
+            in shards must stay in step: for ``draw`` they hold it whole, and methods that promise none are refused.
         replays: steps that were sampled are evaluated again and the densities compared, so that the network must be the
             same both times, without dropout.
         piece_dim: dimension along which the terms of several pieces are joined (0 rows, 1 columns).

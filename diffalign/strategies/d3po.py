@@ -129,6 +129,7 @@ class D3PO(FromRollouts):
     spec = Spec(
         data="prompts",
         needs_reward="black_box",
+        lockstep="none",
         waived_guards={"zero_gradient": "images that tie, or ratios beyond their range, have nothing to teach"},
     )
     Config = D3POConfig

@@ -148,7 +148,7 @@ class PolicyGradient(FromRollouts):
         normalise_ratio: normalise log-ratios by the means of the recorded transitions, and divide losses by ``-dt``.
     """
 
-    spec = Spec(data="prompts", needs_reference=False, needs_reward="black_box", waived_guards=WAIVED)
+    spec = Spec(data="prompts", needs_reference=False, needs_reward="black_box", lockstep="none", waived_guards=WAIVED)
     Config = PolicyGradientConfig
 
     def __init__(self, config: PolicyGradientConfig, normalise_ratio: bool = False) -> None:

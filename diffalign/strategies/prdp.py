@@ -116,6 +116,7 @@ class PRDP(FromRollouts):
     spec = Spec(
         data="prompts",
         needs_reward="black_box",
+        lockstep="none",
         waived_guards=dict.fromkeys(("zero_gradient", "zero_loss"), "images that are all equally good make no pair"),
     )
     Config = PRDPConfig

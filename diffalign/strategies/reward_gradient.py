@@ -114,7 +114,7 @@ class RewardGradientConfig:
 class RewardGradient(Strategy):
     """What AlignProp, DRaFT and ReFL have in common; each has its constants and its kernel, a :class:`RewardKernel`."""
 
-    spec = Spec(data="prompts", needs_reference=False, needs_reward="differentiable")
+    spec = Spec(data="prompts", needs_reference=False, needs_reward="differentiable", lockstep="none")
 
     def __init__(self, config: RewardGradientConfig) -> None:
         super().__init__(config)

@@ -18,7 +18,9 @@ from diffalign.strategies.beta import beta_for_sums
 from diffalign.strategies.metrics import GLOSSARY
 from diffalign.strategies.rankdpo import pair_weights, preference_probabilities
 from diffalign.strategies.registry import get_method, list_methods
+from diffalign.training.config import TrainConfig
 from diffalign.training.processes import Processes
+from diffalign.training.sharding import refuse_unless_shardable
 from diffalign.training.update import GradientPass
 from tests.battery.methods import (
     METHODS,
@@ -214,8 +216,8 @@ def test_number_of_denoiser_calls(name):
 def test_hooks_that_must_stay_in_step_take_the_same_passes_for_any_examples(name):
     """What ``Spec.lockstep`` promises of processes that share a network in shards, and no more than it promises."""
     strategy = make(name)
-    if strategy.spec.data == "prompts" or strategy.spec.lockstep == "none":
-        pytest.skip("samples: refused there")
+    if strategy.spec.lockstep == "none":
+        pytest.skip("promises nothing, and is refused there")
     in_draw, elsewhere = set(), set()
     for shift in range(12):
         policy = CountingPolicy()
@@ -228,6 +230,21 @@ def test_hooks_that_must_stay_in_step_take_the_same_passes_for_any_examples(name
         elsewhere.add(policy.calls.total() - 2 * drawn)
     assert len(elsewhere) == 1
     assert (len(in_draw) == 1) == (strategy.spec.lockstep == "all")
+
+
+@pytest.mark.parametrize("name", [method.name for method in list_methods()])
+def test_methods_that_sample_promise_no_lockstep_and_refuse_shards(name):
+    method = get_method(name)
+    config = TrainConfig(name, method.strategy.Config())
+    spec = method.strategy(config.method_config).spec
+    assert (spec.lockstep == "none") == (
+        method.family in ("on-policy", "self-play", "reward gradient", "inference time")
+    )
+    if spec.lockstep == "none":
+        with pytest.raises(UserError, match=f"'{name}' samples while it trains"):
+            refuse_unless_shardable(spec, config)
+    else:
+        refuse_unless_shardable(spec, config)
 
 
 @every_process
