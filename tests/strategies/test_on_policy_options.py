@@ -15,6 +15,8 @@ from torch import Tensor
 from diffalign.diffusion.guidance import centred, guided
 from diffalign.errors import UserError
 from diffalign.inference.generate import generate
+from diffalign.rewards.base import Reward, RewardInfo
+from diffalign.rewards.combine import Normalised, ParetoRank, WinRate
 from diffalign.rewards.function import FunctionReward
 from diffalign.rewards.judges import PairJudge
 from diffalign.rewards.vlm import Answer, NotAnswered, Question, Transcript, VisionLanguageModel
@@ -223,10 +225,13 @@ def test_a_rollout_says_how_many_answers_could_not_be_read(tmp_path: Path) -> No
 
     policy = ToyPolicy()
     judge = PairJudge(Transcript(Mumbler(), tmp_path / "answers.jsonl"))
-    strategy = make("pref_grpo", pointwise=["judge"])
-    figures = collected(strategy, context(policy, {"judge": judge}), captions(policy))[0].micro_batches[0].figures
-    assert 0 < judge.unread < judge.answers
-    assert figures["unread_answers"] == pytest.approx(judge.unread / judge.answers)
+    bright = FunctionReward(lambda images, prompts: images.flatten(1).mean(1), "bright")
+    for reward in (judge, WinRate(judge), Normalised(judge), ParetoRank({"judge": judge, "bright": bright})):
+        strategy = make("pref_grpo")
+        rewards = {"bright": bright, "judge": reward}
+        figures = collected(strategy, context(policy, rewards), captions(policy))[0].micro_batches[0].figures
+        assert 0 < judge.unread < judge.answers
+        assert figures["unread_answers"] == pytest.approx(judge.unread / judge.answers)
     assert (
         "unread_answers" not in collected(make("ddpo"), context(policy), captions(policy))[0].micro_batches[0].figures
     )
@@ -268,10 +273,8 @@ def test_an_update_without_advantages_still_reports_its_rollout() -> None:
     assert update.micro_batches[0].figures["active_images"] == 0.0
 
 
-class _Flat:
+class _Flat(Reward):
     """Likes everything."""
-
-    from diffalign.rewards.base import RewardInfo
 
     info = RewardInfo("flat", "none", (1.0, 1.0), False)
 
