@@ -366,6 +366,10 @@ class Strategy(ABC):
         """Return lines for the run's header: what the configuration amounts to on this model."""
         return ()
 
+    def advise(self, metrics: Mapping[str, float]) -> str:
+        """Return what a logging interval's metrics tell the user, told where it persists; empty for nothing."""
+        return ""
+
     def export(self, ctx: Context, folder: Path) -> None:  # noqa: B027 - an optional hook
         """Write results other than the policy's weights into the run folder."""
 

@@ -129,6 +129,15 @@ class FromRollouts(Strategy):
         """What rewards remember of images."""
         return self._rollouts.state_dict()
 
+    def advise(self, metrics: Mapping[str, float]) -> str:
+        """Say so where the images of a caption are all alike to the reward."""
+        if metrics.get("flat_groups") != 1:
+            return ""
+        return (
+            "all images of a caption have had the same reward, so nothing is learned: take a graded reward, more "
+            "images a caption, or harder captions"
+        )
+
     def close(self) -> None:
         """End the scorers' threads."""
         self._rollouts.close()

@@ -195,6 +195,7 @@ class Trainer:
                 run.logging_steps,
                 ctx.step,
                 ctx.total_steps,
+                self.strategy.advise,
             )
             ctx.progress.show = display.work
             while ctx.step < ctx.total_steps and not self._anywhere(stop.requested or self._early_stop.over):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from diffalign.batch import Batch
@@ -51,6 +53,13 @@ class Flat(Fake):
         return LossOutput(0 * terms.policy.sum() + 1)
 
 
+class Advising(Squares):
+    """Has something to say of every interval."""
+
+    def advise(self, metrics: Mapping[str, float]) -> str:
+        return "values lie far from one" if metrics["loss"] > 0 else ""
+
+
 class Silent(Squares):
     """Has nothing to say of one example: a loss without a graph."""
 
@@ -81,6 +90,14 @@ def test_metrics_are_means_over_examples(tmp_path: Path) -> None:
     assert line["step"] == 1
     assert {"grad_norm", "learning_rate", "examples_per_second", "skipped_steps", "seconds"} <= line.keys()
     assert "images" not in line  # nothing was sampled
+
+
+def test_a_run_passes_its_methods_advice_on(tmp_path: Path) -> None:
+    trainer = toy_trainer(tmp_path / "run", Advising(), steps=8, optim=SGD)
+    trainer._console = Console(file=io.StringIO(), width=200)
+    trainer.fit()
+    said = trainer._console.file.getvalue()  # type: ignore[attr-defined]
+    assert said.count("note: for 5 logging intervals values lie far from one") == 1
 
 
 def test_the_logged_loss_is_that_of_the_guards_where_examples_were_dropped(
