@@ -284,6 +284,8 @@ class Strategy(ABC):
 
     spec: Spec
     Config: ClassVar[type]
+    glossary: ClassVar[Mapping[str, str]] = {}
+    """What the metrics mean that this method alone reports; those of several methods are in ``strategies.metrics``."""
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -26,9 +26,9 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -92,6 +92,9 @@ class Parrot(PolicyGradient):
     """Learns from the Pareto front of its own samples."""
 
     Config = ParrotConfig
+    glossary: ClassVar[Mapping[str, str]] = {
+        "front_share": "share of the rollout's images that no other image of their caption dominates",
+    }
 
     def __init__(self, config: ParrotConfig) -> None:
         super().__init__(config)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -120,6 +120,9 @@ class PRDP(FromRollouts):
         waived_guards=dict.fromkeys(("zero_gradient", "zero_loss"), "images that are all equally good make no pair"),
     )
     Config = PRDPConfig
+    glossary: ClassVar[Mapping[str, str]] = {
+        "relative_loss": "objective over that of a policy equal to the reference; 1 at the start, 0 at the optimum",
+    }
 
     def kernel(self) -> Kernel:
         """Replay each step under policy and reference."""

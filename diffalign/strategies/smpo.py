@@ -28,7 +28,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -103,6 +103,9 @@ class SmPO(PairStrategy):
 
     spec = Spec(data="pairs", lockstep="all_but_draw")
     Config = SmPOConfig
+    glossary: ClassVar[Mapping[str, str]] = {
+        "label_weight": "factor on the margin that the smoothed label gives",
+    }
 
     def __init__(self, config: SmPOConfig) -> None:
         super().__init__(config)

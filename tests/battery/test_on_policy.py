@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from diffalign.rollouts.transitions import TransitionBatch
 from diffalign.strategies.base import Terms, Update
 from diffalign.strategies.metrics import GLOSSARY
+from diffalign.strategies.registry import list_methods
 from tests.battery.methods import PROCESSES, CountingPolicy
 from tests.battery.on_policy import ON_POLICY, brightness, captions, collected, context, gradient, make, trained_reward
 from tests.factories import ToyPolicy, tiny_sd, tiny_sd3
@@ -169,12 +170,20 @@ def test_metrics_are_detached_and_documented(name: str) -> None:
     parts = [strategy.terms(ctx, batch, draws, piece) for piece in strategy.pieces(ctx, batch, draws)]
     terms = Terms.join([Terms(p, f) for p, f in zip(parts, frozen, strict=True)], 0)
     output = strategy.loss(terms, {}, batch)
-    assert {metric for metric in output.metrics if not metric.startswith("reward/")} <= GLOSSARY.keys()
+    explained = {**GLOSSARY, **strategy.glossary}
+    assert {metric for metric in output.metrics if not metric.startswith("reward/")} <= explained.keys()
     assert {"reward", "reward_std", "flat_groups", "loss"} <= output.metrics.keys()
     for value in output.metrics.values():
         assert not value.requires_grad
         assert value.shape in {(), (batch.size,)}
     assert_close(output.metrics["loss"].mean(), output.loss.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_what_one_method_reports_is_explained_there_and_what_several_do_once() -> None:
+    own = [set(method.strategy.glossary) for method in list_methods()]
+    assert {"front_share", "relative_loss", "anchor_sign", "warm_start"} <= set.union(*own)
+    assert sum(map(len, own)) == len(set.union(*own))
+    assert not set.union(*own) & GLOSSARY.keys()
 
 
 @every_method
