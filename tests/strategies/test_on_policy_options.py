@@ -31,7 +31,7 @@ from diffalign.strategies.pref_grpo import group_win_rates
 from diffalign.strategies.registry import get_method
 from diffalign.strategies.standardised import Advantages, StandardisedConfig
 from tests.battery.methods import CountingPolicy
-from tests.battery.on_policy import ON_POLICY, captions, collected, context, gradient, make
+from tests.battery.on_policy import NAMES, captions, collected, context, gradient, make
 from tests.factories import ToyPolicy
 from tests.golden_cases.on_policy import transition_batch
 
@@ -144,7 +144,7 @@ def test_rewards_of_different_scales_count_alike_in_parrot() -> None:
 
 def test_estimators_are_options_of_those_who_ask_them() -> None:
     estimators = {"advantage", "advantage_std", "advantage_unbiased", "statistics_size", "statistics_min_count"}
-    for name in ON_POLICY:
+    for name in NAMES:
         options = {f.name for f in fields(get_method(name).strategy.Config)}
         assert options & estimators == (estimators if name in ("ddpo", "flow_grpo") else set())
 
@@ -258,7 +258,7 @@ def test_options_that_make_no_sense_are_refused(name: str, changes: dict[str, An
         make(name, **changes)
 
 
-@pytest.mark.parametrize("name", sorted(ON_POLICY))
+@pytest.mark.parametrize("name", NAMES)
 def test_methods_that_compare_the_images_of_a_caption_refuse_one_alone(name: str) -> None:
     with pytest.raises(UserError, match="images_per_prompt is 1: the images of a caption are compared"):
         make(name, images_per_prompt=1)
