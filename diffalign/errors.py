@@ -55,3 +55,11 @@ def require_at_least(low: float, options: object, *names: str) -> None:
         value = getattr(options, name)
         if value < low:
             raise UserError(f"{name} is {value}: expected {low:g} or more")
+
+
+def require_above(low: float, options: object, *names: str) -> None:
+    """Raise a :class:`UserError` where an option does not lie above a bound."""
+    for name in names:
+        value = getattr(options, name)
+        if not value > low:
+            raise UserError(f"{name} is {value}: expected a number above {low:g}")

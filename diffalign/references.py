@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -50,7 +51,17 @@ class Reference(ABC):
         return self._policy.module
 
     @abstractmethod
-    def _compute(self, compute: Compute) -> Tensor: ...
+    def _held(self) -> AbstractContextManager[Any]:
+        """Give the policy in the state of the reference while the block lasts."""
+
+    @contextmanager
+    def active(self) -> Iterator[Any]:
+        """Give the policy in the state of the reference, without gradient, while the block lasts.
+
+        For what is no row of numbers: samples, paths, predictions. Nothing of it is remembered.
+        """
+        with torch.no_grad(), self._held() as policy:
+            yield policy
 
     def evaluate(self, compute: Compute, keys: Sequence[str] | None = None) -> Tensor:
         """Evaluate ``compute(policy)`` under the reference, without gradient.
@@ -59,8 +70,8 @@ class Reference(ABC):
             compute: maps a policy to (rows, K).
             keys: one a row where the value depends on nothing but the key; a cache may then answer instead.
         """
-        with torch.no_grad():
-            return self._compute(compute)
+        with self.active() as policy:
+            return compute(policy)
 
     def share(self) -> None:  # noqa: B027 - nothing to share where nothing is remembered
         """Let all processes know what each has learnt; they call it together, after every update."""
@@ -82,9 +93,10 @@ class AdaptersOff(Reference):
     def identity(self) -> str:  # type: ignore[override]
         return f"base:{self._policy.fingerprint()}"
 
-    def _compute(self, compute: Compute) -> Tensor:
+    @contextmanager
+    def _held(self) -> Iterator[Any]:
         with self._policy.adapters.disabled():
-            return compute(self._policy)
+            yield self._policy
 
 
 class NamedAdapter(Reference):
@@ -98,9 +110,10 @@ class NamedAdapter(Reference):
     def identity(self) -> str:
         return f"adapter:{self._name}:{self._policy.adapters.fingerprint(self._name)}"
 
-    def _compute(self, compute: Compute) -> Tensor:
+    @contextmanager
+    def _held(self) -> Iterator[Any]:
         with self._policy.adapters.using(self._name):
-            return compute(self._policy)
+            yield self._policy
 
 
 class FrozenCopy(Reference):
@@ -133,11 +146,11 @@ class FrozenCopy(Reference):
     def identity(self) -> str:
         return self._identity
 
-    def _compute(self, compute: Compute) -> Tensor:
-        if self._mixed_precision is None:
-            return compute(self._policy)
-        with torch.autocast(self.device.type, dtype=self._mixed_precision):
-            return compute(self._policy)
+    @contextmanager
+    def _held(self) -> Iterator[Any]:
+        mixed = self._mixed_precision
+        with nullcontext() if mixed is None else torch.autocast(self.device.type, dtype=mixed):
+            yield self._policy
 
 
 class CachedReference(Reference):
@@ -170,8 +183,8 @@ class CachedReference(Reference):
     def __len__(self) -> int:
         return len(self._values)
 
-    def _compute(self, compute: Compute) -> Tensor:
-        return self._inner._compute(compute)
+    def _held(self) -> AbstractContextManager[Any]:
+        return self._inner._held()
 
     def evaluate(self, compute: Compute, keys: Sequence[str] | None = None) -> Tensor:
         if keys is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from diffalign.references import (
     CachedReference,
     FrozenCopy,
     NamedAdapter,
+    Reference,
     _move_traffic,
     start_full,
     start_lora,
@@ -60,6 +62,28 @@ def test_adapters_off_refuses_a_training_network() -> None:
     policy.train_weights()
     with pytest.raises(RuntimeError, match="FrozenCopy"):
         AdaptersOff(policy).evaluate(lambda p: torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize("kind", ["adapters_off", "named", "copy", "cached"])
+def test_a_block_under_the_reference_sees_the_start_and_has_no_gradient(kind: str) -> None:
+    policy = tiny_policy("sd")
+    batch = image_batch(policy)
+    if kind == "named":
+        policy.adapters.add("start", LoraSettings(rank=3), trainable=False)
+        shake(policy, "start")
+    reference: Reference = start_full(policy) if kind == "copy" else start_lora(policy)
+    start = errors(policy, batch).detach()
+    with torch.no_grad():
+        for parameter in policy.module.parameters():
+            parameter += 0.01 * parameter.requires_grad
+    reference = CachedReference(reference) if kind == "cached" else reference
+    with reference.active() as frozen:
+        seen = errors(frozen, batch)
+    assert torch.equal(seen, start)
+    assert not seen.requires_grad
+    moved = errors(policy, batch)
+    assert moved.requires_grad
+    assert not torch.equal(moved, start)
 
 
 def test_exception_inside_leaves_adapters_on() -> None:
@@ -187,9 +211,9 @@ class TestIdentity:
 class Counting(AdaptersOff):
     calls = 0
 
-    def _compute(self, compute):  # type: ignore[no-untyped-def]
+    def _held(self) -> AbstractContextManager[Any]:
         self.calls += 1
-        return super()._compute(compute)
+        return super()._held()
 
 
 def epochs_in(world_size: int, epochs: int) -> list[tuple[list[int], dict[str, Tensor]]]:

@@ -111,7 +111,7 @@ def flow_transition(
         velocity: (rows, channels, ...) the network's output, noise - image.
         noisy: (rows, channels, ...) latents at ``source``.
         source, destination: (rows,) or (1,) levels, the destination less noisy.
-        noise_level: g, (rows,), (1,) or one number: constant in DanceGRPO (0.3), :func:`flow_grpo_noise_level` in
+        noise_level: g, (rows,), (1,) or one number: constant in DanceGRPO (0.3), :func:`growing_noise_level` in
             Flow-GRPO. 0 gives Euler's step as the mean, without density.
     """
     dtype = torch.promote_types(torch.promote_types(velocity.dtype, noisy.dtype), torch.float32)
@@ -124,8 +124,8 @@ def flow_transition(
     return Transition(mean, level * (-step).flatten().sqrt())
 
 
-def flow_grpo_noise_level(sigma: Tensor, second_sigma: Tensor, scale: float = 0.7) -> Tensor:
-    """Return Flow-GRPO's noise level ``scale * sqrt(s / (1 - s))``, (rows,).
+def growing_noise_level(sigma: Tensor, second_sigma: Tensor, scale: float = 0.7) -> Tensor:
+    """Return ``scale * sqrt(s / (1 - s))``, which grows with the noise in the image: Flow-GRPO's noise level, (rows,).
 
     Args:
         sigma: (rows,) levels that steps start from.

@@ -51,7 +51,9 @@ class AdapterPool:
         """Take the present weights in."""
         assert self._bank is not None
         now = {name: value.cpu().clone() for name, value in self._bank.state_dict(DEFAULT_ADAPTER).items()}
-        self._states = [*self._states, now][-self._size if self._size else None :]
+        self._states.append(now)
+        if self._size:
+            self._states = self._states[-self._size :]
         self._loaded = None
 
     def load(self, index: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,13 @@ class Reward(ABC):
             (batch,) float32, with a graph where the images have one and the reward is differentiable.
         """
 
+    def shares(self) -> Mapping[str, tuple[int, int]]:
+        """Return what to report besides scores, so far: name -> (how many, of how many).
+
+        Runs add these up over rewards and processes; the names are explained in ``strategies.metrics``.
+        """
+        return {}
+
     def score_pictures(
         self, pictures: Sequence[Image.Image], prompts: Sequence[str], metadata: Metadata | None = None
     ) -> Tensor:
@@ -76,3 +83,13 @@ class Reward(ABC):
                 for row, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True))
             ]
         )
+
+
+def added_shares(rewards: Iterable[Reward]) -> dict[str, tuple[int, int]]:
+    """Add up, by name, what several rewards report."""
+    total: dict[str, tuple[int, int]] = {}
+    for reward in rewards:
+        for name, (part, whole) in reward.shares().items():
+            before = total.get(name, (0, 0))
+            total[name] = before[0] + part, before[1] + whole
+    return total

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffalign.errors import UserError
-from diffalign.rewards.base import Metadata, Reward, RewardInfo
+from diffalign.rewards.base import Metadata, Reward, RewardInfo, added_shares
 from diffalign.rewards.transforms import damped_penalty, log_sigmoid_centred, pareto_ranks, rows_by_caption, win_rates
 
 
@@ -42,6 +42,10 @@ class WeightedSum(Reward):
             licence=_licences(list(parts.values())),
         )
 
+    def shares(self) -> Mapping[str, tuple[int, int]]:
+        """Return what the parts report."""
+        return added_shares(self.parts.values())
+
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
         """Return the sum, (batch,)."""
         return self._sum(self.score_parts(images, prompts, metadata))
@@ -60,8 +64,10 @@ class WeightedSum(Reward):
     def score_parts(
         self, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None
     ) -> dict[str, Tensor]:
-        """Return every part, unweighted: name -> (batch,) on the images' device."""
-        return {name: part.score(images, prompts, metadata).to(images.device) for name, part in self.parts.items()}
+        """Return every part, unweighted: name -> (batch,) on the images' device; each in its own precision."""
+        # not in that of the pass around it: an image has one score, whether a gradient is wanted or not
+        with torch.autocast(images.device.type, enabled=False):
+            return {name: part.score(images, prompts, metadata).to(images.device) for name, part in self.parts.items()}
 
 
 def _times(weight: float, end: float) -> float:
@@ -86,6 +92,10 @@ class _Wrapper(Reward):
         self.info = RewardInfo(
             name, unit, span, inner.differentiable and differentiable, inner.needs_metadata, inner.licence
         )
+
+    def shares(self) -> Mapping[str, tuple[int, int]]:
+        """Return what the wrapped reward reports."""
+        return self.reward.shares()
 
 
 class _Changed(_Wrapper):
@@ -247,6 +257,10 @@ class ParetoRank(Reward):
             needs_metadata=any(part.info.needs_metadata for part in parts.values()),
             licence=_licences(list(parts.values())),
         )
+
+    def shares(self) -> Mapping[str, tuple[int, int]]:
+        """Return what the parts report."""
+        return added_shares(self.parts.values())
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from PIL import Image
@@ -47,6 +47,10 @@ class JudgeReward(Reward):
     def __init__(self, transcript: Transcript, info: RewardInfo) -> None:
         self.transcript, self.info = transcript, info
         self.answers = self.unread = 0
+
+    def shares(self) -> Mapping[str, tuple[int, int]]:
+        """Return the answers that could not be read, of all."""
+        return {"unread_answers": (self.unread, self.answers)}
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Metadata | None = None) -> Tensor:
         """Score images (batch, 3, height, width) in [0, 1]; see :meth:`score_pictures`."""

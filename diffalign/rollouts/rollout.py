@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -19,8 +19,8 @@ from diffalign.batch import Condition, ImageBatch
 from diffalign.diffusion.base import NoiseProcess
 from diffalign.diffusion.random import derive_seed
 from diffalign.errors import RunStopped, UserError, require_at_least
+from diffalign.rewards.base import added_shares
 from diffalign.rewards.combine import Normalised
-from diffalign.rewards.judges import JudgeReward
 from diffalign.rollouts.judged import Judged, exchange
 from diffalign.rollouts.scoring import RewardFailed, RolloutScorer, Scored
 from diffalign.rollouts.steps import NoiseSchedule, StochasticSteps
@@ -78,6 +78,15 @@ class RolloutConfig:
         if self.rollout_steps == 1 and not self.train_last_step:
             raise UserError("rollout_steps is 1 and train_last_step is off: no step would be trained")
 
+    def require_groups(self) -> None:
+        """Refuse groups of one image, for methods that compare the images of a caption.
+
+        Raises:
+            UserError: saying why.
+        """
+        if self.images_per_prompt < 2:
+            raise UserError("images_per_prompt is 1: the images of a caption are compared, which takes 2 at least")
+
     @property
     def kept_dtype(self) -> torch.dtype:
         """Type in which trajectories are kept."""
@@ -98,7 +107,7 @@ class Rollout:
         judged: rewards of all processes.
         names: of the rewards.
         weights: factor of each reward in their sum.
-        unread: share of the answers of judges so far that could not be read; None where no reward asks.
+        shares: what the rewards report besides their numbers, over all processes so far.
     """
 
     trajectories: Trajectories | None
@@ -106,7 +115,7 @@ class Rollout:
     judged: Judged
     names: tuple[str, ...]
     weights: tuple[float, ...]
-    unread: float | None = None
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def rewards(self) -> Tensor:
@@ -127,7 +136,7 @@ class Rollout:
             "reward_std": float(kept.std(correction=0)),
             "flat_groups": float((low == high).float().mean()),
             "failed_images": float((~judged.valid).sum()),
-            **({} if self.unread is None else {"unread_answers": self.unread}),
+            **self.shares,
             **{f"reward/{name}": value for name, value in zip(self.names, parts, strict=False)},
         }
 
@@ -195,17 +204,16 @@ class Rollouts:
             judged,
             tuple(ctx.rewards) if known is None else ("labels",),
             tuple(ctx.reward.weights.values()) if known is None else (1.0,),
-            self._unread(ctx),
+            self._shares(ctx),
         )
 
-    def _unread(self, ctx: Context) -> float | None:
-        """Share of the answers of judges that could not be read, over all processes, since they were opened."""
-        judges = [scorer.reward for scorer in self._scorers if isinstance(scorer.reward, JudgeReward)]
-        if not judges:
-            return None
-        counts = torch.tensor([[judge.unread, judge.answers] for judge in judges], dtype=torch.float32).sum(0)
-        unread, answers = ctx.reduce(counts.to(ctx.device)).tolist()
-        return float(unread) / max(1.0, answers)
+    def _shares(self, ctx: Context) -> dict[str, float]:
+        """What rewards report besides their numbers, over all processes."""
+        counts = added_shares(scorer.reward for scorer in self._scorers)
+        if not counts:
+            return {}
+        table = ctx.reduce(torch.tensor(list(counts.values()), dtype=torch.float32, device=ctx.device)).tolist()
+        return {name: part / max(1.0, whole) for name, (part, whole) in zip(counts, table, strict=True)}
 
     def _sample_together(
         self, ctx: Context, batches: Sequence[ImageBatch], judge: bool

@@ -13,8 +13,8 @@ from diffalign.diffusion.level import Grid
 from diffalign.diffusion.sde import (
     Transition,
     ddim_transition,
-    flow_grpo_noise_level,
     flow_transition,
+    growing_noise_level,
     stochastic_grid,
 )
 from diffalign.errors import UserError
@@ -86,7 +86,7 @@ class StochasticSteps:
             return ddim_transition(self.process, prediction, latents, source, destination, self._eta)
         level: Tensor | float = self._scale
         if self._schedule == "growing":
-            level = flow_grpo_noise_level(source.sigma, grid.sources.sigma[1], self._scale)
+            level = growing_noise_level(source.sigma, grid.sources.sigma[1], self._scale)
         return flow_transition(prediction, latents, source, destination, level)
 
     def _on(self, device: torch.device) -> Grid:

@@ -164,7 +164,8 @@ class TransitionKernel:
         if self.reference != "divergence":
             return Replay(steps, transitions)
         assert ctx.reference is not None
-        means = ctx.reference.evaluate(lambda policy: transitions.replay(policy, steps).mean)
+        with ctx.reference.active() as reference:
+            means = transitions.replay(reference, steps).mean
         return Replay(steps, transitions, means)
 
     def rows(self, draws: Replay) -> int:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal, get_args
 
 import torch
@@ -31,6 +32,23 @@ from diffalign.strategies.registry import register
 from diffalign.strategies.reward_gradient import RewardGradient, RewardGradientConfig, TailKernel, update_generator
 
 Truncation = Literal["gaussian", "uniform", "fixed"]
+_SELDOM = 0.01
+"""Share of a Gaussian's draws that must fit: they are repeated until one does."""
+
+
+def require_reachable(num_steps: int, mean: float, std: float) -> None:
+    """Refuse a Gaussian that hardly ever falls on 1 .. num_steps - 1; arguments as of :func:`draw_truncation`.
+
+    Raises:
+        UserError: saying how seldom it does.
+    """
+    normal = NormalDist(mean, std)
+    share = normal.cdf(1) - normal.cdf(1 / num_steps)
+    if share < _SELDOM:
+        raise UserError(
+            f"truncation_mean {mean:g} with truncation_std {std:g}: {share:.1%} of the draws fall on steps 1 to "
+            f"{num_steps - 1} of {num_steps}, where a gradient can begin: choose others"
+        )
 
 
 def draw_truncation(
@@ -45,7 +63,7 @@ def draw_truncation(
         mean, std: of the Gaussian, as shares of T.
 
     Raises:
-        UserError: for fewer than 2 steps, or another kind.
+        UserError: for fewer than 2 steps, another kind, or a Gaussian that hardly ever fits.
     """
     if num_steps < 2:
         raise UserError(f"{num_steps} sampling step: a truncated gradient needs 2 at least")
@@ -55,6 +73,7 @@ def draw_truncation(
         return int(torch.randint(1, num_steps, (), generator=generator))
     if kind != "gaussian":
         raise unknown("truncation", kind, get_args(Truncation))
+    require_reachable(num_steps, mean, std)
     while True:  # drawn again until it fits, as in the official code
         k = int((mean + std * torch.randn((), generator=generator).item()) * num_steps)
         if 1 <= k < num_steps:
@@ -90,6 +109,8 @@ class AlignPropConfig(RewardGradientConfig):
             raise UserError(f"truncation_mean is {self.truncation_mean}: expected a share of the steps in (0, 1)")
         if self.truncation_std <= 0:
             raise UserError(f"truncation_std is {self.truncation_std}: expected a share of the steps above 0")
+        if self.truncation == "gaussian":
+            require_reachable(self.rollout_steps, self.truncation_mean, self.truncation_std)
 
 
 class AlignPropKernel(TailKernel):

@@ -65,8 +65,8 @@ class Spec:
         trains: "policy" (adapters or weights of the policy) or "own" (what :meth:`Strategy.parameters` returns).
         statistics: scope over which :meth:`Strategy.statistics` is taken: never, one micro-batch, or the whole update.
         lockstep: which hooks take the same passes through the networks, in number and order, for any micro-batch of the
-            same size: all of them, all but ``draw``, or none (methods that sample). Processes that share a network in
-            shards must stay in step: while the others run they hold it whole, or the method is refused there.
+            same size: all of them, all but ``draw``, or none (all methods that sample). Processes that share a network
+            in shards must stay in step: for ``draw`` they hold it whole, and methods that promise none are refused.
         replays: steps that were sampled are evaluated again and the densities compared, so that the network must be the
             same both times, without dropout.
         piece_dim: dimension along which the terms of several pieces are joined (0 rows, 1 columns).
@@ -286,6 +286,8 @@ class Strategy(ABC):
 
     spec: Spec
     Config: ClassVar[type]
+    glossary: ClassVar[Mapping[str, str]] = {}
+    """What the metrics mean that this method alone reports; those of several methods are in ``strategies.metrics``."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -367,6 +369,10 @@ class Strategy(ABC):
     def describe(self, ctx: Context) -> tuple[str, ...]:
         """Return lines for the run's header: what the configuration amounts to on this model."""
         return ()
+
+    def advise(self, metrics: Mapping[str, float]) -> str:
+        """Return what a logging interval's metrics tell the user, told where it persists; empty for nothing."""
+        return ""
 
     def export(self, ctx: Context, folder: Path) -> None:  # noqa: B027 - an optional hook
         """Write results other than the policy's weights into the run folder."""

@@ -35,8 +35,7 @@ from torch import Tensor
 from diffalign.batch import ImageBatch
 from diffalign.data.pairing import ROLLOUT
 from diffalign.data.schema import Example
-from diffalign.errors import UserError
-from diffalign.policies.base import Policy
+from diffalign.errors import UserError, require_above
 from diffalign.rollouts.labelled import as_sampled, read_labels
 from diffalign.rollouts.provenance import Provenance
 from diffalign.rollouts.rollout import Rollout, RolloutConfig
@@ -113,12 +112,10 @@ class D3POConfig(RolloutConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.images_per_prompt < 2:
-            raise UserError("D3PO compares the images of a caption: images_per_prompt must be 2 or more")
-        if self.beta <= 0 or not 0 < self.ratio_clip < 1:
-            raise UserError(
-                f"beta {self.beta} and ratio_clip {self.ratio_clip}: expected beta > 0, ratio_clip in (0, 1)"
-            )
+        self.require_groups()
+        require_above(0, self, "beta")
+        if not 0 < self.ratio_clip < 1:
+            raise UserError(f"ratio_clip is {self.ratio_clip}: expected a number in (0, 1)")
 
 
 @register(
@@ -134,6 +131,7 @@ class D3PO(FromRollouts):
     spec = Spec(
         data="prompts",
         needs_reward="black_box",
+        lockstep="none",
         waived_guards={"zero_gradient": "images that tie, or ratios beyond their range, have nothing to teach"},
     )
     Config = D3POConfig
@@ -207,14 +205,8 @@ class D3PO(FromRollouts):
         self._require_own(batches)
         seen = [as_sampled(batch, self.config) for batch in batches]
         labels = torch.cat([scores for _, scores in seen], dim=1).reshape(-1, 1) if seen else torch.zeros(0, 1)
-        made: list[Rollout] = []
-
-        def sample(policy: Policy) -> Tensor:
-            made.append(self._rollouts(replace(ctx, policy=policy), [batch for batch, _ in seen], labels))
-            return labels
-
-        ctx.reference.evaluate(sample)
-        return made[0]
+        with ctx.reference.active() as reference:
+            return self._rollouts(replace(ctx, policy=reference), [batch for batch, _ in seen], labels)
 
     def _require_own(self, batches: Sequence[ImageBatch]) -> None:
         """Refuse images that another model sampled, also those of streams, of which nothing is known at the start."""

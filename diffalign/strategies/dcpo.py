@@ -82,7 +82,7 @@ class DCPO(PairStrategy):
 
     def __init__(self, config: DCPOConfig) -> None:
         super().__init__(config)
-        self.objective = PairObjective(config.beta, config)
+        self.objective = PairObjective(config)
 
     def kernel(self) -> Kernel:
         """One timestep and one noise a pair."""

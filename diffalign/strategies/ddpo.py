@@ -21,12 +21,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffalign.strategies.on_policy import PolicyGradient, PolicyGradientConfig
 from diffalign.strategies.registry import register
+from diffalign.strategies.standardised import StandardisedConfig, StandardisedRewards
 
 
 @dataclass(frozen=True)
-class DDPOConfig(PolicyGradientConfig):
+class DDPOConfig(StandardisedConfig):
     """Constants of DDPO; the defaults are those of its official code."""
 
 
@@ -37,7 +37,7 @@ class DDPOConfig(PolicyGradientConfig):
     repository="https://github.com/kvablack/ddpo-pytorch",
     family="on-policy",
 )
-class DDPO(PolicyGradient):
+class DDPO(StandardisedRewards):
     """Learns from rewards of its own samples."""
 
     Config = DDPOConfig

@@ -35,7 +35,7 @@ from torch import Tensor
 from diffalign.batch import ImageBatch
 from diffalign.errors import UserError
 from diffalign.strategies.base import Context, Kernel, LossOutput, Spec, Terms
-from diffalign.strategies.heads import Head
+from diffalign.strategies.heads import Head, check_label_smoothing
 from diffalign.strategies.pair_kernel import (
     DenoisingKernel,
     Noised,
@@ -72,10 +72,7 @@ class DiffusionDPOConfig(PairConfig):
             raise UserError(f"few_step_timesteps is {self.few_step_timesteps}: expected 0 (all timesteps) or more")
         if self.few_step_timesteps and self.timestep_floor:
             raise UserError("timestep_floor belongs to training on all timesteps, not to few_step_timesteps: set one")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise UserError(f"label_smoothing is {self.label_smoothing}: expected a probability in [0, 0.5)")
-        if self.label_smoothing and self.head != "sigmoid":
-            raise UserError(f"label_smoothing belongs to the sigmoid head, not to {self.head!r}: set one or the other")
+        check_label_smoothing(self.label_smoothing, self.head)
 
 
 @register(
@@ -92,7 +89,7 @@ class DiffusionDPO(PairStrategy):
 
     def __init__(self, config: DiffusionDPOConfig) -> None:
         super().__init__(config)
-        self.objective = PairObjective(config.beta, config, config.head, config.label_smoothing)
+        self.objective = PairObjective(config, config.head, config.label_smoothing)
 
     def kernel(self) -> Kernel:
         """One timestep and one noise a pair."""

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -90,6 +90,10 @@ class DRO(Strategy):
         waived_guards=dict.fromkeys(("zero_loss", "zero_gradient"), "no expert of a batch may be left to learn from"),
     )
     Config = DROConfig
+    glossary: ClassVar[Mapping[str, str]] = {
+        "expert_gap": "gain on the policy's own sample minus that on the expert image",
+        "active_share": "share of examples that still pull",
+    }
 
     def __init__(self, config: DROConfig) -> None:
         super().__init__(config)

@@ -26,12 +26,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from diffalign.strategies.advantages import StdScope
-from diffalign.strategies.on_policy import PolicyGradient, PolicyGradientConfig
 from diffalign.strategies.registry import register
+from diffalign.strategies.standardised import StandardisedConfig, StandardisedRewards
 
 
 @dataclass(frozen=True)
-class FlowGRPOConfig(PolicyGradientConfig):
+class FlowGRPOConfig(StandardisedConfig):
     """Constants of Flow-GRPO.
 
     Args:
@@ -40,7 +40,8 @@ class FlowGRPOConfig(PolicyGradientConfig):
         rollout_guidance_scale: guidance in sampling and in training. 4.5: official configs for SD 3.5.
         train_last_step: train the step that ends at the image, too. False: official code.
         advantage: "group": paper.
-        advantage_std: whose deviation divides. "batch": official configs; a user reports more with "group".
+        advantage_std: whose deviation divides. "batch": official configs; issue 52 of their repository reports higher
+            PickScores with "group".
         kl_beta: weight of the divergence from the reference. 0.04: official configs for GenEval and OCR; 0.01 for
             PickScore.
         detach_unconditional: no gradient through the unconditional branch of guidance. True: official code.
@@ -63,8 +64,8 @@ class FlowGRPOConfig(PolicyGradientConfig):
     repository="https://github.com/yifan123/flow_grpo",
     family="on-policy",
 )
-class FlowGRPO(PolicyGradient):
+class FlowGRPO(StandardisedRewards):
     """Learns from how images of a caption compare."""
 
-    spec = replace(PolicyGradient.spec, bundled_model="tiny-sd3")
+    spec = replace(StandardisedRewards.spec, bundled_model="tiny-sd3")
     Config = FlowGRPOConfig

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffalign.errors import require_at_least, unknown
+from diffalign.errors import UserError, require_at_least, unknown
 
 Head = Literal["sigmoid", "hinge", "ipo"]
 
@@ -33,6 +33,18 @@ class PairOptions:
 
     def __post_init__(self) -> None:
         require_at_least(0, self, "sft_weight", "rejected_gradient_scale")
+
+
+def check_label_smoothing(probability: float, head: str = "sigmoid") -> None:
+    """Refuse a probability of wrong labels that is none, or that a head does not know.
+
+    Raises:
+        UserError: saying which.
+    """
+    if not 0 <= probability < 0.5:
+        raise UserError(f"label_smoothing is {probability}: expected a probability in [0, 0.5)")
+    if probability and head != "sigmoid":
+        raise UserError(f"label_smoothing belongs to the sigmoid head, not to {head!r}: set one or the other")
 
 
 def scale_gradient(value: Tensor, scale: float | Tensor) -> Tensor:
@@ -73,3 +85,8 @@ def accuracy(margin: Tensor, tie: float = 0.5) -> Tensor:
     official code of Diffusion-DPO count 0.
     """
     return ((margin > 0).to(margin.dtype) + tie * (margin == 0).to(margin.dtype)).detach()
+
+
+def differences(values: Tensor) -> Tensor:
+    """Return ``[..., i, j] = values[..., i] - values[..., j]`` of (..., N) values: the margins of all ordered pairs."""
+    return values[..., :, None] - values[..., None, :]

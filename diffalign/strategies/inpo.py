@@ -51,7 +51,8 @@ class InPOConfig(PairConfig):
         inversion_eta: share of the sampler's randomness added after each move, 0 for none. 0.1: official code.
         level_matching: "exact" ends the inversion at the level that is trained; "official" at the next of its grid.
             exact: a departure, see above.
-        inverter: network that inverts. policy: official code; "reference" is cheaper where its values are cached.
+        inverter: network that inverts. policy: official code; with "reference" --pinned_draws can keep the reference's
+            errors, yet images are inverted anew at each visit.
     """
 
     beta: float = 2000.0
@@ -76,7 +77,7 @@ class InPO(PairStrategy):
     def __init__(self, config: InPOConfig) -> None:
         super().__init__(config)
         self.spec = replace(self.spec, moving_reference=config.inverter == "policy")
-        self.objective = PairObjective(config.beta, config)
+        self.objective = PairObjective(config)
 
     def kernel(self) -> Kernel:
         """Errors at inverted latents."""

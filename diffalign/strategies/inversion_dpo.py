@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -109,10 +109,13 @@ class InversionDPO(PairStrategy):
         data="pairs", waived_guards={"spike": "gradients change in scale where the warm start gives way to the paths"}
     )
     Config = InversionDPOConfig
+    glossary: ClassVar[Mapping[str, str]] = {
+        "warm_start": "1 while another objective warms the policy up, else 0",
+    }
 
     def __init__(self, config: InversionDPOConfig) -> None:
         super().__init__(config)
-        self.objective = PairObjective(config.beta, config)
+        self.objective = PairObjective(config)
         floor = config.timestep_floor
         self._sft = SFT(SFTConfig(timestep_floor=floor))
         pairs = DiffusionDPO(DiffusionDPOConfig(beta=config.beta, timestep_floor=floor))

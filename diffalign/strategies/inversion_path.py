@@ -75,10 +75,12 @@ class PathKernel:
         ladder = sampling_ladder(process, images, self.num_steps)
         timesteps = torch.cat([rung.labels for rung in ladder]).to(batch.latents.device)
         if self.owner == "reference":
-            latents, predictions = ctx.reference.evaluate(lambda policy: self._path(policy, batch, ladder))
+            with ctx.reference.active() as reference:
+                latents, predictions = self._path(reference, batch, ladder)
         else:
             latents, _ = self._path(ctx.policy, batch, ladder)
-            predictions = ctx.reference.evaluate(lambda policy: self._along(policy, latents, timesteps, batch))
+            with ctx.reference.active() as reference:
+                predictions = self._along(reference, latents, timesteps, batch)
         levels = Level.cat([rung.source for rung in ladder])
         return PathDraws(
             latents=latents,

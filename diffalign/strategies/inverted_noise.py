@@ -14,6 +14,7 @@ thus ``eps*`` for epsilon, ``alpha eps* - sigma x0`` for v, ``eps* - x0`` for fl
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,23 +78,23 @@ class InvertedNoise:
 
     def _invert(self, ctx: Context, batch: ImageBatch, timesteps: Tensor) -> Tensor:
         condition = batch.condition
+        with self._network(ctx) as policy, policy.inference():
+            return invert_to(
+                guided(policy.predict, condition),
+                policy.process,
+                batch.latents,
+                timesteps,
+                self.num_steps,
+                level_matching=self.level_matching,
+                refinement=self.refinement,
+                eta=self.eta,
+                step_noise=(lambda move: self.step_noise(ctx, batch, move)) if self.eta else None,
+                predict_rows=lambda rows: guided(policy.predict, condition.select(rows)),
+            )
 
-        def by(policy: Policy) -> Tensor:
-            with policy.inference():
-                return invert_to(
-                    guided(policy.predict, condition),
-                    policy.process,
-                    batch.latents,
-                    timesteps,
-                    self.num_steps,
-                    level_matching=self.level_matching,
-                    refinement=self.refinement,
-                    eta=self.eta,
-                    step_noise=(lambda move: self.step_noise(ctx, batch, move)) if self.eta else None,
-                    predict_rows=lambda rows: guided(policy.predict, condition.select(rows)),
-                )
-
+    def _network(self, ctx: Context) -> AbstractContextManager[Policy]:
+        """The policy in the state that inverts."""
         if self.inverter == "policy":
-            return by(ctx.policy)
+            return nullcontext(ctx.policy)
         assert ctx.reference is not None
-        return ctx.reference.evaluate(by)
+        return ctx.reference.active()

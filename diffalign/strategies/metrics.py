@@ -1,13 +1,18 @@
-"""What the numbers mean that methods report; each is a mean over the examples of a step."""
+"""What the numbers mean that methods report; each is a mean over the examples of a step.
+
+Those that one method alone reports are explained in its class, ``Strategy.glossary``.
+"""
 
 from __future__ import annotations
 
 GLOSSARY: dict[str, str] = {
-    "loss": "objective of the example",
-    "relative_loss": "objective over that of a policy equal to the reference; 1 at the start, 0 once all is predicted",
+    "loss": "objective of the example; 0 for those that were dropped and still count",
     "logit": "scaled margin z; positive where the preference is satisfied; 0 while policy and reference are equal",
     "implicit_accuracy": "share of satisfied preferences; a tie counts one half, in text methods none",
-    "effective_weight": "how strongly the example still pulls, sigmoid(-logit); 1/2 at the start, 0 once satisfied",
+    "effective_weight": (
+        "how strongly the example still pulls, 0 once satisfied: sigmoid(-logit) of a pair, 1/2 at the start; in lists "
+        "the same, summed by the weights of pairs; sigmoid(logit) sigmoid(-logit) of a judgement, 1/4 at the start"
+    ),
     "winner_margin": "reference's error minus the policy's on the chosen image; should rise",
     "loser_margin": "policy's error minus the reference's on the rejected image; alone it can rise while samples decay",
     "policy_error_chosen": "policy's error on the chosen image",
@@ -16,18 +21,11 @@ GLOSSARY: dict[str, str] = {
     "reference_error_rejected": "reference's error on the rejected image",
     "policy_error": "policy's error on the image, whatever its label",
     "reference_error": "reference's error on the image, whatever its label",
-    "prompt_margin": "policy's error under the wrong caption minus that under the right one",
-    "caption_cosine": "cosine of the embeddings of the two captions; 1 where the text encoder sees no difference",
-    "label_weight": "factor on the margin that the smoothed label gives",
     "labelled_share": "share of videos with a labelled segment",
     "gain": "reference's error minus the policy's",
     "gain_for_label": "gain, with its sign reversed on disliked examples",
     "liked_share": "share of liked examples",
     "reference_point": "gain from which utility is measured",
-    "anchor_sign": "how the image of the policy's own past counts: +1 as rejected, -1 as chosen too, 0 not at all",
-    "expert_gap": "gain on the policy's own sample minus that on the expert image",
-    "active_share": "share of examples that still pull",
-    "warm_start": "1 while another objective warms the policy up, else 0",
     "reward": "mean reward of the images of the rollout, a weighted sum where there are several",
     "reward_std": "deviation of the reward over the images of the rollout",
     "flat_groups": "share of captions whose images all have the same reward: they teach nothing",
@@ -36,7 +34,6 @@ GLOSSARY: dict[str, str] = {
     "seconds": "time of training so far, without validation and checkpoints; goes on over a resume",
     "images": "images sampled for training so far, by all processes",
     "active_images": "share of the rollout's images that are replayed; the others have no advantage",
-    "front_share": "share of the rollout's images that no other image of their caption dominates",
     "ratio": "density of a replayed step over the recorded one; 1 before the first update of a rollout",
     "approximate_kl": "half the squared log-ratio of a step, in the units of densities (means over elements)",
     "clipped_share": "share of steps whose ratio has left the trust region",

@@ -10,6 +10,7 @@ values of beta belong). For discrete processes the two are one.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -19,11 +20,9 @@ from torch import Tensor
 
 from diffalign.batch import ImageBatch
 from diffalign.errors import UserError
-from diffalign.rollouts.judged import Judged
 from diffalign.rollouts.rollout import Rollout, RolloutConfig, Rollouts
 from diffalign.rollouts.transitions import TransitionBatch, TransitionKernel
 from diffalign.rollouts.updates import image_updates
-from diffalign.strategies.advantages import PromptStatistics, StdScope, batch_advantages, group_advantages
 from diffalign.strategies.base import Context, Kernel, LossOutput, Spec, Strategy, Terms, Update
 from diffalign.strategies.policy_gradient import ClippedObjective
 
@@ -39,14 +38,6 @@ class PolicyGradientConfig(RolloutConfig):
     """Constants of policy-gradient methods.
 
     Args:
-        advantage: what is expected of an image: the mean of its caption over rollouts (once known), that of its group,
-            or that of the rollout. "caption": official code of DDPO.
-        advantage_std: for groups, whose deviation divides: the group's or the rollout's. "batch": Flow-GRPO's configs.
-        advantage_unbiased: deviations of groups divide by n - 1 in the place of n, and 1e-8 is added to them in
-            the place of 1e-4. False: Flow-GRPO's code (True: DanceGRPO's).
-        statistics_size: rewards remembered of each caption. 16: official configs of DDPO.
-        statistics_min_count: rewards a caption needs before its own statistics count; until then the rollout's do. 16:
-            official configs of DDPO.
         clip_range: half-width of the trust region of the ratio. 1e-4: official code of DDPO and Flow-GRPO.
         advantage_limit: advantages are clamped to its plus and minus. 5: official code of both.
         kl_beta: weight of the divergence from the reference. 0: DDPO.
@@ -54,11 +45,6 @@ class PolicyGradientConfig(RolloutConfig):
         detach_unconditional: no gradient through the unconditional branch of guidance. False: DDPO.
     """
 
-    advantage: Literal["caption", "group", "batch"] = "caption"
-    advantage_std: StdScope = "batch"
-    advantage_unbiased: bool = False
-    statistics_size: int = 16
-    statistics_min_count: int = 16
     clip_range: float = 1e-4
     advantage_limit: float = 5.0
     kl_beta: float = 0.0
@@ -69,56 +55,11 @@ class PolicyGradientConfig(RolloutConfig):
         super().__post_init__()
         if self.kl_beta < 0:
             raise UserError(f"kl_beta is {self.kl_beta}: expected 0 or more")
-        if not 1 <= self.statistics_min_count <= self.statistics_size:
-            raise UserError(
-                f"statistics_min_count is {self.statistics_min_count}: expected 1 to {self.statistics_size}, the "
-                "statistics_size, else no caption ever has statistics of its own"
-            )
-        if self.advantage == "group" and self.images_per_prompt < 2:
-            raise UserError("advantage 'group' needs images_per_prompt of 2 at least: one image has nothing to beat")
 
-    def group_advantages(self, rewards: Tensor, groups: Tensor) -> Tensor:
-        """Return the advantages (n,) of rewards (n,) within groups (n,), standardised as the options say."""
-        unbiased = self.advantage_unbiased
-        return group_advantages(rewards, groups, self.advantage_std, 1e-8 if unbiased else 1e-4, unbiased)
-
-
-class Advantages:
-    """Estimates advantages as the configuration says, and remembers what that takes.
-
-    Args:
-        config: which estimator.
-    """
-
-    def __init__(self, config: PolicyGradientConfig) -> None:
-        self._config = config
-        self._statistics = PromptStatistics(config.statistics_size, config.statistics_min_count)
-
-    def __call__(self, rewards: Tensor, judged: Judged) -> Tensor:
-        """Return advantages, (n,); 0 where a reward failed.
-
-        Args:
-            rewards: (n,) of the images of all processes.
-            judged: which caption and group they are of.
-        """
-        valid, config = judged.valid, self._config
-        advantages = torch.zeros_like(rewards)
-        kept = rewards[valid]
-        if config.advantage == "caption":
-            advantages[valid] = self._statistics.update([str(key) for key in judged.captions[valid].tolist()], kept)
-        elif config.advantage == "group":
-            advantages[valid] = config.group_advantages(kept, judged.groups[valid])
-        else:
-            advantages[valid] = batch_advantages(kept)
-        return advantages
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the remembered rewards."""
-        return self._statistics.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
-        self._statistics.load_state_dict(state)
+    @property
+    def clipped(self) -> ClippedObjective:
+        """The surrogate on log-ratios."""
+        return ClippedObjective(self.clip_range, self.advantage_limit)
 
 
 class PolicyObjective:
@@ -131,7 +72,7 @@ class PolicyObjective:
 
     def __init__(self, config: PolicyGradientConfig, per_time: bool = False) -> None:
         self._config, self._per_time = config, per_time
-        self._clipped = ClippedObjective(config.clip_range, config.advantage_limit)
+        self._clipped = config.clipped
 
     def __call__(self, terms: Terms, batch: TransitionBatch) -> LossOutput:
         """Return the mean over transitions.
@@ -188,6 +129,15 @@ class FromRollouts(Strategy):
         """What rewards remember of images."""
         return self._rollouts.state_dict()
 
+    def advise(self, metrics: Mapping[str, float]) -> str:
+        """Say so where the images of a caption are all alike to the reward."""
+        if metrics.get("flat_groups") != 1:
+            return ""
+        return (
+            "all images of a caption have had the same reward, so nothing is learned: take a graded reward, more "
+            "images a caption, or harder captions"
+        )
+
     def close(self) -> None:
         """End the scorers' threads."""
         self._rollouts.close()
@@ -200,21 +150,20 @@ class FromRollouts(Strategy):
 
 
 class PolicyGradient(FromRollouts):
-    """What DDPO, Flow-GRPO and their kin have in common; each has its constants and its idea of an advantage.
+    """What all policy gradients have in common; each has its constants and its idea of an advantage.
 
     Args:
         config: constants.
         normalise_ratio: normalise log-ratios by the means of the recorded transitions, and divide losses by ``-dt``.
     """
 
-    spec = Spec(data="prompts", needs_reference=False, needs_reward="black_box", waived_guards=WAIVED)
+    spec = Spec(data="prompts", needs_reference=False, needs_reward="black_box", lockstep="none", waived_guards=WAIVED)
     Config = PolicyGradientConfig
 
     def __init__(self, config: PolicyGradientConfig, normalise_ratio: bool = False) -> None:
         self._normalise = normalise_ratio
         super().__init__(config, keep_means=normalise_ratio)
         self.spec = replace(self.spec, needs_reference=config.kl_beta > 0)
-        self._estimator = Advantages(config)
         self._objective = PolicyObjective(config, normalise_ratio)
 
     def kernel(self) -> Kernel:
@@ -227,9 +176,9 @@ class PolicyGradient(FromRollouts):
             detach_null=config.detach_unconditional,
         )
 
+    @abstractmethod
     def advantages(self, rollout: Rollout) -> Tensor:
         """Return the advantage of each image of all processes, (n,); 0 where a reward failed."""
-        return self._estimator(rollout.rewards, rollout.judged)
 
     def figures(self, rollout: Rollout) -> dict[str, float]:
         """Return what to report of a rollout."""
@@ -251,12 +200,3 @@ class PolicyGradient(FromRollouts):
     def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: TransitionBatch) -> LossOutput:
         """Return the mean over transitions."""
         return self._objective(terms, batch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Rewards of captions that the advantages remember, and what rewards remember themselves."""
-        return {"advantages": self._estimator.state_dict(), **super().state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
-        super().load_state_dict({name: value for name, value in state.items() if name != "advantages"})
-        self._estimator.load_state_dict(state["advantages"])

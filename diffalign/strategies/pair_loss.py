@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffalign.errors import UserError
+from diffalign.errors import require_above, require_at_least
 from diffalign.strategies.base import Context, LossOutput, Strategy, Terms
 from diffalign.strategies.beta import describe_beta
 from diffalign.strategies.heads import Head, PairOptions, accuracy, preference_loss, scale_gradient
@@ -73,15 +73,17 @@ class PairConfig(TimestepOptions, PairOptions):
     Args:
         rejected_gradient_ratio: bound on the gradient at the rejected image's prediction, as a multiple of that at the
             chosen one's: where it is longer it is shortened. 0: no bound, as in the papers.
+        beta: inverse temperature on differences of mean errors. 2000: Diffusion-DPO's main SD 1.5 result.
     """
 
     rejected_gradient_ratio: float = 0.0
+    beta: float = 2000.0
 
     def __post_init__(self) -> None:
         TimestepOptions.__post_init__(self)
         PairOptions.__post_init__(self)
-        if self.rejected_gradient_ratio < 0:
-            raise UserError(f"rejected_gradient_ratio is {self.rejected_gradient_ratio}: expected 0 or more")
+        require_above(0, self, "beta")
+        require_at_least(0, self, "rejected_gradient_ratio")
 
     def rejected_scale(self, err_w: Tensor, err_l: Tensor) -> float | Tensor:
         """Return the factor on the gradient through the rejected images, without a gradient of its own.
@@ -103,13 +105,12 @@ class PairObjective:
     """A head on the scaled margin between the two images of a pair.
 
     Args:
-        beta: inverse temperature, with the factor 0.5 and errors averaged over elements.
-        options: weight of supervision, scale and bound of the rejected gradient.
+        options: beta, with the factor 0.5 and errors averaged over elements; weight of supervision; scale and bound of
+            the rejected gradient.
         head: which loss of the logit.
         label_smoothing: probability that a label is wrong; for the sigmoid head only.
     """
 
-    beta: float
     options: PairConfig = PairConfig()
     head: Head = "sigmoid"
     label_smoothing: float = 0.0
@@ -132,7 +133,7 @@ class PairObjective:
             margin: (B,), not yet scaled by ``0.5 * beta``.
             err_w: (B,) errors of the chosen images; needed for ``sft_weight`` only.
         """
-        scale = 0.5 * self.beta
+        scale = 0.5 * self.options.beta
         losses = preference_loss(margin, scale, self.head, self.label_smoothing)
         if self.options.sft_weight:
             assert err_w is not None
@@ -153,4 +154,4 @@ class PairStrategy(Strategy):
     objective: PairObjective
 
     def describe(self, ctx: Context) -> tuple[str, ...]:
-        return describe_beta(ctx, self.objective.beta)
+        return describe_beta(ctx, self.config.beta)

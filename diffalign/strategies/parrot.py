@@ -25,9 +25,10 @@ expanded caption near the original one.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -35,9 +36,10 @@ from diffalign.batch import ImageBatch
 from diffalign.errors import UserError
 from diffalign.rewards.transforms import dominates
 from diffalign.rollouts.rollout import Rollout
-from diffalign.strategies.advantages import StdScope
+from diffalign.strategies.advantages import group_advantages
 from diffalign.strategies.base import Context, Update
 from diffalign.strategies.on_policy import PolicyGradient, PolicyGradientConfig
+from diffalign.strategies.policy_gradient import ClippedObjective
 from diffalign.strategies.registry import register
 
 
@@ -57,29 +59,27 @@ class ParrotConfig(PolicyGradientConfig):
     Args:
         images_per_prompt: images of a caption, among which the front is found. 256: paper.
         updates_per_rollout: optimizer steps that share the images of a rollout. 1: paper.
-        advantage: "group": advantages are standardised inside the group; there is no other here.
-        advantage_std: "group": groups are judged by different rewards, whose scales have nothing in common.
         objective: "clipped" or "score_function", see above. "score_function": paper.
+        clip_range: half-width of the trust region of the ratio, of the clipped objective. 1e-4: official code of DDPO.
+        advantage_limit: advantages are clamped to its plus and minus, in the clipped objective. 5: likewise.
         identifiers: put ``<reward k>`` before captions where there are several rewards. True: paper.
         expansion: ``MODULE:FUNCTION`` that turns a list of captions into longer ones; empty for none.
     """
 
     images_per_prompt: int = 256
     updates_per_rollout: int = 1
-    advantage: Literal["caption", "group", "batch"] = "group"
-    advantage_std: StdScope = "group"
     objective: Literal["clipped", "score_function"] = "clipped"
     identifiers: bool = True
     expansion: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("advantage", "advantage_std"):
-            if (given := getattr(self, name)) != "group":
-                raise UserError(
-                    f"{name} is {given!r}: fronts are found inside groups, each judged by its own reward, so it can "
-                    "only be 'group'"
-                )
+        self.require_groups()
+
+    @property
+    def clipped(self) -> ClippedObjective:
+        """The surrogate on log-ratios; the score function knows no bounds."""
+        return super().clipped if self.objective == "clipped" else ClippedObjective(math.inf, math.inf)
 
 
 @register(
@@ -92,10 +92,11 @@ class Parrot(PolicyGradient):
     """Learns from the Pareto front of its own samples."""
 
     Config = ParrotConfig
+    glossary: ClassVar[Mapping[str, str]] = {
+        "front_share": "share of the rollout's images that no other image of their caption dominates",
+    }
 
     def __init__(self, config: ParrotConfig) -> None:
-        if config.objective == "score_function":
-            config = replace(config, clip_range=_UNBOUNDED, advantage_limit=_UNBOUNDED)
         super().__init__(config)
         self._expand = _function(config.expansion) if config.expansion else None
 
@@ -109,7 +110,8 @@ class Parrot(PolicyGradient):
         advantages = judged.rewards.new_zeros(len(judged.seeds))
         meant = judged.rewards.gather(1, _meant_for(judged.groups, len(rollout.names))[:, None])[:, 0][judged.valid]
         if self.config.objective == "clipped":
-            meant = self.config.group_advantages(meant, judged.groups[judged.valid])
+            # by the group's own deviation: groups are judged by different rewards, whose scales have nothing in common
+            meant = group_advantages(meant, judged.groups[judged.valid], "group")
         advantages[judged.valid] = meant
         return advantages
 
@@ -143,9 +145,6 @@ class Parrot(PolicyGradient):
             return batch
         condition = ctx.policy.encode_prompts(captions).to(ctx.device).completed(batch.condition)
         return batch.with_conditions((condition,))
-
-
-_UNBOUNDED = 1e9
 
 
 def _meant_for(seeds: Tensor, rewards: int) -> Tensor:

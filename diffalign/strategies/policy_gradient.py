@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffalign.errors import UserError
+from diffalign.errors import require_above
 from diffalign.strategies.base import LossOutput
 
 
@@ -32,9 +32,7 @@ class ClippedObjective:
     advantage_limit: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("clip_range", "advantage_limit"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name} is {getattr(self, name)}: expected a number above 0")
+        require_above(0, self, "clip_range", "advantage_limit")
 
     def losses(self, log_ratio: Tensor, advantages: Tensor) -> Tensor:
         """Return the loss of every step, shaped as ``log_ratio``.

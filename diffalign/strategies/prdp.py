@@ -22,18 +22,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffalign.batch import ImageBatch
-from diffalign.errors import UserError
+from diffalign.errors import UserError, require_above
 from diffalign.rollouts.rollout import Rollout, RolloutConfig
 from diffalign.rollouts.transitions import TransitionBatch, TransitionKernel, Transitions, row_pieces
 from diffalign.rollouts.updates import group_parts, group_rows, trained_steps
 from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Spec, Terms, Update
-from diffalign.strategies.heads import accuracy
+from diffalign.strategies.heads import accuracy, differences
 from diffalign.strategies.on_policy import FromRollouts
 from diffalign.strategies.registry import register
 
@@ -74,14 +74,10 @@ def reward_difference_losses(
     if beta <= 0 or eps <= 0:
         raise UserError(f"PRDP with beta {beta} and eps {eps}: expected numbers above 0")
     step, old = log_prob - ref_log_prob, old_log_prob - ref_log_prob
-    wanted = _differences(rewards.to(log_prob) / beta)
-    plain = _differences(step.mean(1)) - wanted
-    proximal = _differences(torch.clamp(step, old - eps, old + eps).mean(1)) - wanted
-    return PairLosses(torch.maximum(plain.square(), proximal.square()), _differences(rewards) > 0)
-
-
-def _differences(values: Tensor) -> Tensor:
-    return values[:, None] - values[None, :]
+    wanted = differences(rewards.to(log_prob) / beta)
+    plain = differences(step.mean(1)) - wanted
+    proximal = differences(torch.clamp(step, old - eps, old + eps).mean(1)) - wanted
+    return PairLosses(torch.maximum(plain.square(), proximal.square()), differences(rewards) > 0)
 
 
 @dataclass(frozen=True)
@@ -104,10 +100,8 @@ class PRDPConfig(RolloutConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.images_per_prompt < 2:
-            raise UserError("PRDP compares the images of a caption: images_per_prompt must be 2 or more")
-        if self.beta <= 0 or self.step_clip <= 0:
-            raise UserError(f"beta {self.beta} and step_clip {self.step_clip}: expected numbers above 0")
+        self.require_groups()
+        require_above(0, self, "beta", "step_clip")
 
 
 @register(
@@ -122,9 +116,13 @@ class PRDP(FromRollouts):
     spec = Spec(
         data="prompts",
         needs_reward="black_box",
+        lockstep="none",
         waived_guards=dict.fromkeys(("zero_gradient", "zero_loss"), "images that are all equally good make no pair"),
     )
     Config = PRDPConfig
+    glossary: ClassVar[Mapping[str, str]] = {
+        "relative_loss": "objective over that of a policy equal to the reference; 1 at the start, 0 at the optimum",
+    }
 
     def kernel(self) -> Kernel:
         """Replay each step under policy and reference."""
@@ -152,9 +150,9 @@ class PRDP(FromRollouts):
         pairs = reward_difference_losses(
             new, torch.zeros_like(new), reference, rewards, self.config.beta, self.config.step_clip
         )
-        predicted = _differences((new - reference).detach().mean(1))[pairs.counted]
+        predicted = differences((new - reference).detach().mean(1))[pairs.counted]
         right = accuracy(predicted).mean() if len(predicted) else torch.full((), 0.5)
-        wanted = _differences(rewards / self.config.beta)[pairs.counted].square().mean()
+        wanted = differences(rewards / self.config.beta)[pairs.counted].square().mean()
         loss = pairs.loss.detach()
         relative = (loss / wanted).nan_to_num(0.0)
         metrics = {"loss": loss[None], "relative_loss": relative[None], "implicit_accuracy": right[None]}

@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffalign.errors import UserError, unknown
+from diffalign.errors import require_at_least, unknown
 from diffalign.rewards.transforms import win_rates
 from diffalign.rollouts.rollout import Rollout
 from diffalign.strategies.advantages import combined_advantages
@@ -59,7 +59,6 @@ class PrefGRPOConfig(PolicyGradientConfig):
         same_start: the images of a caption share their initial noise. True: released code.
         trained_share: share of the steps that are trained. 0.6: released code.
         train_last_step: train the step that ends at the image, too. False: released code.
-        advantage: "group": paper; there is no other here.
         kl_form: "gaussian": released code, where the penalty is off by default.
         duel_margin: scores no further apart are a tie, so that equally good images teach nothing. 0: a duel always has
             a winner, as in the paper.
@@ -75,7 +74,6 @@ class PrefGRPOConfig(PolicyGradientConfig):
     same_start: bool = True
     trained_share: float = 0.6
     train_last_step: bool = False
-    advantage: Literal["caption", "group", "batch"] = "group"
     kl_form: Literal["released", "gaussian"] = "gaussian"
     duel_margin: float = 0.0
     pointwise: list[str] = field(default_factory=list)
@@ -84,10 +82,8 @@ class PrefGRPOConfig(PolicyGradientConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.advantage != "group":
-            raise UserError(f"advantage is {self.advantage!r}: duels are held inside groups, so it can only be 'group'")
-        if self.duel_margin < 0:
-            raise UserError(f"duel_margin is {self.duel_margin}: expected 0 or more")
+        self.require_groups()
+        require_at_least(0, self, "duel_margin")
 
 
 @register(

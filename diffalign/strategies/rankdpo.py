@@ -33,7 +33,7 @@ from diffalign.batch import ImageBatch
 from diffalign.errors import UserError
 from diffalign.strategies.base import Context, Kernel, LossOutput, Spec, Strategy, Terms
 from diffalign.strategies.beta import describe_beta
-from diffalign.strategies.heads import accuracy, preference_loss, scale_gradient
+from diffalign.strategies.heads import accuracy, differences, preference_loss, scale_gradient
 from diffalign.strategies.pair_kernel import DenoisingKernel, fresh_noise, own_noise
 from diffalign.strategies.pair_loss import PairConfig, PairErrors
 from diffalign.strategies.registry import register
@@ -92,11 +92,6 @@ def pair_weights(phi: Tensor, normalise: bool = False) -> Tensor:
     delta = differences(torch.exp2(phi)).abs() * differences(discount).abs()
     delta = delta * (rank[:, :, None] < rank[:, None, :])
     return delta / delta.sum((1, 2), keepdim=True).clamp_min(1e-12) if normalise else delta
-
-
-def differences(values: Tensor) -> Tensor:
-    """Return ``[b, i, j] = values[b, i] - values[b, j]`` of (B, N) values."""
-    return values[:, :, None] - values[:, None, :]
 
 
 @register(

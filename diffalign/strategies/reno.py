@@ -99,6 +99,7 @@ class ReNO(Strategy):
         bundled_model="tiny-sd-turbo",
         needs_reward="differentiable",
         trains="own",
+        lockstep="none",
         waived_guards={"spike": "every batch of captions is a search of its own"},
     )
     Config = ReNOConfig

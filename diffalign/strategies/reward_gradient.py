@@ -24,8 +24,7 @@ from diffalign.diffusion.differentiable import sample_with_gradient
 from diffalign.diffusion.guidance import Predictor, guided
 from diffalign.diffusion.level import Grid
 from diffalign.diffusion.random import derive_seed, randn_rows
-from diffalign.errors import UserError, unknown
-from diffalign.policies.base import Policy
+from diffalign.errors import UserError, require_above, require_at_least, unknown
 from diffalign.strategies.base import Context, LossOutput, Piece, Spec, Strategy, Terms
 from diffalign.strategies.pair_kernel import squared_errors
 
@@ -81,14 +80,11 @@ class RewardGradientConfig:
     reference_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.rollout_steps < 1:
-            raise UserError(f"rollout_steps is {self.rollout_steps}: expected 1 at least")
+        require_at_least(1, self, "rollout_steps")
         if not 0 <= self.eta <= 1:
             raise UserError(f"eta is {self.eta}: expected a number in [0, 1]")
-        if self.loss_scale <= 0:
-            raise UserError(f"loss_scale is {self.loss_scale}: expected a number above 0")
-        if self.reference_weight < 0:
-            raise UserError(f"reference_weight is {self.reference_weight}: expected 0 or more")
+        require_above(0, self, "loss_scale")
+        require_at_least(0, self, "reference_weight")
 
     def objective(self, terms: Tensor, examples: int) -> LossOutput:
         """Return the mean loss over examples.
@@ -118,7 +114,7 @@ class RewardGradientConfig:
 class RewardGradient(Strategy):
     """What AlignProp, DRaFT and ReFL have in common; each has its constants and its kernel, a :class:`RewardKernel`."""
 
-    spec = Spec(data="prompts", needs_reference=False, needs_reward="differentiable")
+    spec = Spec(data="prompts", needs_reference=False, needs_reward="differentiable", lockstep="none")
 
     def __init__(self, config: RewardGradientConfig) -> None:
         super().__init__(config)
@@ -203,13 +199,10 @@ class RewardKernel(ABC):
         """Mean squared distance of the policy's prediction from the reference's at the departure, (rows,)."""
         assert ctx.reference is not None
         timestep, _, _ = self.grid(ctx).to(ctx.device).move(departure.step)
-        timesteps = timestep.expand(len(departure.latents))
-
-        def prediction(policy: Policy) -> Tensor:
-            return policy.predict(departure.latents, timesteps, departure.condition)
-
-        frozen = ctx.reference.evaluate(prediction)
-        return squared_errors(prediction(ctx.policy), frozen)
+        where = departure.latents, timestep.expand(len(departure.latents)), departure.condition
+        with ctx.reference.active() as reference:
+            frozen = reference.predict(*where)
+        return squared_errors(ctx.policy.predict(*where), frozen)
 
     def grid(self, ctx: Context) -> Grid:
         """The sampler's moves."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -119,10 +119,13 @@ class SePPO(PairStrategy):
 
     spec = Spec(data="winners", needs_reference=False, moving_reference=True, lockstep="none")
     Config = SePPOConfig
+    glossary: ClassVar[Mapping[str, str]] = {
+        "anchor_sign": "how the image of the policy's own past counts: +1 as rejected, -1 as chosen too, 0 not at all",
+    }
 
     def __init__(self, config: SePPOConfig) -> None:
         super().__init__(config)
-        self.objective = PairObjective(config.beta, config)
+        self.objective = PairObjective(config)
         self.pool = AdapterPool()
 
     def kernel(self) -> Kernel:

@@ -28,7 +28,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ from torch import Tensor
 from diffalign.batch import ImageBatch
 from diffalign.data.schema import Example
 from diffalign.diffusion.inversion import FixedPoint, LevelMatching, Refinement
-from diffalign.errors import UserError
+from diffalign.errors import UserError, require_above
 from diffalign.strategies.base import Kernel, LossOutput, Spec, Terms
 from diffalign.strategies.inverted_noise import InvertedNoise, Inverter
 from diffalign.strategies.pair_kernel import DenoisingKernel, draw_timesteps
@@ -79,8 +79,7 @@ class SmPOConfig(PairConfig):
         super().__post_init__()
         if self.score_high <= self.score_low:
             raise UserError(f"score_high {self.score_high} must be greater than score_low {self.score_low}")
-        if self.gamma <= 0:
-            raise UserError(f"gamma is {self.gamma}: expected a positive number")
+        require_above(0, self, "gamma")
 
 
 def winner_probability(score_w: Tensor, score_l: Tensor, low: float, high: float) -> Tensor:
@@ -104,11 +103,14 @@ class SmPO(PairStrategy):
 
     spec = Spec(data="pairs", lockstep="all_but_draw")
     Config = SmPOConfig
+    glossary: ClassVar[Mapping[str, str]] = {
+        "label_weight": "factor on the margin that the smoothed label gives",
+    }
 
     def __init__(self, config: SmPOConfig) -> None:
         super().__init__(config)
         self.spec = replace(self.spec, moving_reference=config.inverter == "policy")
-        self.objective = PairObjective(config.beta, config)
+        self.objective = PairObjective(config)
 
     def check_examples(self, examples: Sequence[Example]) -> None:
         """Refuse pairs without scores where these do not count as decided."""

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -60,10 +61,14 @@ class TDPO(PairStrategy):
 
     spec = Spec(data="mismatched_captions")
     Config = TDPOConfig
+    glossary: ClassVar[Mapping[str, str]] = {
+        "prompt_margin": "policy's error under the wrong caption minus that under the right one",
+        "caption_cosine": "cosine of the embeddings of the two captions; 1 where the text encoder sees no difference",
+    }
 
     def __init__(self, config: TDPOConfig) -> None:
         super().__init__(config)
-        self.objective = PairObjective(config.beta, config)
+        self.objective = PairObjective(config)
 
     def kernel(self) -> Kernel:
         """The same noisy image under both captions."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffalign.batch import ImageBatch
-from diffalign.errors import UserError, unknown
+from diffalign.errors import UserError, require_above, unknown
 from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Reduce, Strategy, Terms
 from diffalign.strategies.beta import describe_beta
 from diffalign.strategies.heads import accuracy
@@ -80,6 +80,10 @@ class UtilityConfig(TimestepOptions):
     reference_scope: Literal["update", "micro_batch"] = "update"
     weight_liked: float = 1.0
     weight_disliked: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_above(0, self, "beta")
 
     @property
     def weights(self) -> tuple[float, float]:

@@ -276,10 +276,6 @@ class TrainConfig:
     optim: OptimOptions = field(default_factory=OptimOptions)
     run: RunOptions = field(default_factory=RunOptions)
 
-    def __post_init__(self) -> None:
-        beta = getattr(self.method_config, "beta", 1.0)
-        require(beta > 0, f"--beta must be positive, not {beta}: below 0 a run would learn the opposite of its data")
-
     def flat(self) -> dict[str, Any]:
         """Return all options under their outside names, as YAML and the command line spell them."""
         values: dict[str, Any] = {"method": self.method}

@@ -211,6 +211,7 @@ class Trainer:
                 run.logging_steps,
                 ctx.step,
                 ctx.total_steps,
+                self.strategy.advise,
             )
             ctx.progress.show = display.work
             while not (self._complete or self._data_used_up or self._anywhere(stop.requested)):

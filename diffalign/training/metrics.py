@@ -27,6 +27,7 @@ class Metrics:
         for name, value in result.account.sums.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._examples += result.account.examples
+        self._weight += result.account.weight
         self._gradient_norms.append(result.gradient_norm)
         self._skipped += not result.applied
         self._learning_rate = result.learning_rate
@@ -35,13 +36,15 @@ class Metrics:
     def read(self) -> dict[str, float]:
         """Return the interval's averages, the same on every process, and start a new interval; all call it together.
 
-        Besides what the method reports: ``grad_norm`` (mean over steps), ``learning_rate`` (of the last one),
+        The loss is divided as its gradient was: examples that were dropped and still count have a loss of 0. Besides
+        what the method reports: ``grad_norm`` (mean over steps), ``learning_rate`` (of the last one),
         ``skipped_steps`` and ``examples_per_second`` over all processes.
         """
         parts = self._processes.exchange((_on_host(self._sums), self._examples))
         examples = sum(count for _, count in parts)
+        counts = {"loss": self._weight}
         averages = {
-            name: sum(sums.get(name, 0.0) for sums, _ in parts) / max(examples, 1)
+            name: sum(sums.get(name, 0.0) for sums, _ in parts) / counts.get(name, max(examples, 1))
             for name in dict.fromkeys(name for sums, _ in parts for name in sums)
         }
         averages |= {
@@ -55,7 +58,7 @@ class Metrics:
 
     def _reset(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._examples = 0
+        self._examples, self._weight = 0, 0.0
         self._gradient_norms: list[float] = []
         self._skipped = 0
         self._learning_rate = 0.0

@@ -15,8 +15,8 @@ from diffalign.training.step import StepResult
 from diffalign.training.stopwatch import Stopwatch
 from diffalign.training.trackers import Tracker
 
-FLAT_INTERVALS = 5
-"""Logging intervals without any difference of rewards after which a note says so."""
+PATIENCE = 5
+"""Logging intervals in a row with the same advice after which it is given."""
 
 
 class Spent:
@@ -82,6 +82,7 @@ class Reporter:
         left_out: of the data so far.
         logging_steps: length of a logging interval.
         first, total: optimizer steps done before, and planned.
+        advise: the method's own look at the metrics of an interval, see ``Strategy.advise``.
     """
 
     def __init__(
@@ -95,12 +96,13 @@ class Reporter:
         logging_steps: int,
         first: int,
         total: int,
+        advise: Callable[[Mapping[str, float]], str] = lambda metrics: "",
     ) -> None:
         self._trackers, self._display, self._watch = trackers, display, stopwatch
         self._interval, self._first, self._total = logging_steps, first, total
         self._averages, self._spent, self._left_out = Metrics(processes), spent, left_out
         self._examples, self._seconds = 0.0, 0.0
-        self._flat_intervals = 0
+        self._advise, self._advice, self._repeated = advise, "", 0
         self.metrics: dict[str, float] = {}
         stopwatch.exact = True
         self.restart_clock()
@@ -130,13 +132,15 @@ class Reporter:
                 tracker.log(step, self.metrics)
             for line in self._left_out.lines(only_news=True):
                 self._display.note(f"note: {line}")
-            self._flat_intervals = self._flat_intervals + 1 if self.metrics.get("flat_groups") == 1 else 0
-            if self._flat_intervals == FLAT_INTERVALS:
-                self._display.note(
-                    f"note: for {FLAT_INTERVALS} logging intervals all images of a caption have had the same reward, "
-                    "so nothing is learned: take a graded reward, more images a caption, or harder captions"
-                )
+            self._listen(self._advise(self.metrics))
         self._display.step(step, self.metrics if ended else None)
         if step - self._first == WARM_UP:
             self._display.forecast(self._watch, self._examples, self._seconds, self._total - step)
             self._watch.exact = False
+
+    def _listen(self, advice: str) -> None:
+        """Pass advice on, once, where it has held for some intervals."""
+        self._repeated = self._repeated + 1 if advice == self._advice else 1
+        self._advice = advice
+        if advice and self._repeated == PATIENCE:
+            self._display.note(f"note: for {PATIENCE} logging intervals {advice}")

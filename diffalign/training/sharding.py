@@ -35,9 +35,8 @@ def refuse_unless_shardable(spec: Spec, config: TrainConfig) -> None:
         UserError: with what to do instead.
     """
     optim = config.optim
-    samples = spec.data == "prompts" or spec.needs_reward is not None or spec.lockstep == "none"
     reasons = {
-        f"{config.method!r} samples while it trains, each process at its own pace": samples,
+        f"{config.method!r} samples while it trains, each process at its own pace": spec.lockstep == "none",
         "--pinned_draws lets each process skip passes of its own": bool(config.data.pinned_draws),
         f"--optimizer {optim.optimizer} needs weights whole (choose adamw or sgd)": optim.optimizer
         in ("adafactor", "adamw8bit"),

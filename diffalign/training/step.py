@@ -102,7 +102,10 @@ class Stepper:
         return self._gradient.mixed()
 
     def _apply(self, account: Account) -> StepResult:
-        self._scaler.unscale_(self.optimizer)
+        # a loss may depend on no term; without any gradient the scaler has seen nothing that it could judge
+        graded = any(parameter.grad is not None for parameter in self._trainables.parameters)
+        if graded:
+            self._scaler.unscale_(self.optimizer)
         norm = clip_gradients(self._trainables.groups, self._options.max_grad_norm)
         loss, gradient_norm = self._read(account, norm)
         if not math.isfinite(loss):
@@ -116,10 +119,12 @@ class Stepper:
         if verdict == "apply":
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["lr_scale"]
-            self._scaler.step(self.optimizer)
+            if graded:
+                self._scaler.step(self.optimizer)
             if self.average is not None:
                 self.average.update(self._ctx.step + 1)
-        self._scaler.update()
+        if graded:
+            self._scaler.update()
         return StepResult(account, loss, gradient_norm, rate, verdict == "apply")
 
     def _read(self, account: Account, norm: torch.Tensor) -> tuple[float, float]:

@@ -28,7 +28,7 @@ class Account:
     """What an update came to, on this process; nothing here has left the device.
 
     Args:
-        weight: number of examples over all processes by which the summed loss was divided.
+        weight: number by which the summed loss of all processes was divided: their examples, where none was dropped.
         sums: metric -> sum over this process's examples, "loss" among them.
         examples: this process's number of examples.
         micro_batches: ids, loss and policy terms of each micro-batch, to name those that went wrong.

@@ -1,11 +1,11 @@
-"""What the battery must know of each image method: data, small options, traits, and what a step costs."""
+"""What the battery knows of image methods: data, small options, traits, and what a step costs."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from diffalign.batch import Condition, ImageBatch
 from diffalign.policies.base import Policy
 from diffalign.references import AdaptersOff
 from diffalign.strategies.base import Context, Strategy, Update
-from diffalign.strategies.registry import get_method
+from diffalign.strategies.on_policy import FromRollouts
+from diffalign.strategies.pair_loss import PairStrategy
+from diffalign.strategies.registry import get_method, list_methods
 from diffalign.training.processes import Processes
 from diffalign.training.update import Account, GradientPass
 from tests.factories import Ripples, ToyPolicy, image_batch
@@ -25,67 +27,91 @@ MOVES = 3
 
 @dataclass(frozen=True)
 class Described:
-    """A method in the battery.
+    """What the battery expects of a method. Most of it follows from its registration, see :func:`described`.
 
     Args:
         options: of its config, chosen so that steps are short and numbers moderate.
         pairs: the loss is that of a logit between a chosen and a rejected image, log 2 at the reference.
+        even: the objective is even in (policy - reference), so that the first gradient is zero.
         inversion: predictions that each inversion move in ``draw`` takes; 0 where nothing is inverted.
-        calls: denoiser calls of a step besides those: "reference", "policy" (without a graph), "trained" (with one).
+        calls: denoiser calls of a step besides those: "reference", "policy" (without a graph), "trained" (with one);
+            None where nothing is known of them.
         liked_sign: +1 where less error of liked images lowers the loss, -1 where more does, or where terms are rewards.
     """
 
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any]
     pairs: bool = False
+    even: bool = False
     inversion: int = 0
-    calls: dict[str, int] = field(default_factory=lambda: {"reference": 1, "trained": 1})
+    calls: Mapping[str, int] | None = None
     liked_sign: int = 1
 
 
-def climbing(options: Mapping[str, Any] | None = None, **calls: int) -> Described:
-    """A method that follows a reward's gradient through short sampling."""
-    short = {"rollout_steps": MOVES, "rollout_guidance_scale": 1.0, "loss_form": "linear", **(options or {})}
-    return Described(short, calls=calls, liked_sign=-1)
-
-
-METHODS = {
-    "sft": Described(calls={"trained": 1}),
-    "diffusion_dpo": Described({"beta": 20.0}, pairs=True),
-    "inpo": Described({"beta": 20.0, "num_inversion_steps": MOVES}, pairs=True, inversion=1),
-    "smpo": Described({"beta": 20.0, "num_inversion_steps": MOVES}, pairs=True, inversion=2),
-    "inversion_dpo": Described(
-        {"beta": 20.0, "num_inversion_steps": MOVES, "warm_start_steps": 0},
-        pairs=True,
-        calls={"reference": MOVES, "policy": MOVES, "trained": MOVES},
-        liked_sign=-1,
-    ),
-    "rankdpo": Described({"beta": 20.0}),
-    "mapo": Described({"margin_scale": 10.0}, calls={"trained": 1}),
-    "diffusion_kto": Described({"beta": 20.0}),
-    "dcpo": Described({"beta": 20.0}, pairs=True),
-    "tdpo": Described({"beta": 20.0}, pairs=True),
-    "tkto": Described({"beta": 20.0}),
-    "seppo": Described(
-        {"beta": 20.0, "flip": "none", "rollout_steps": MOVES, "rollout_guidance_scale": 2.0},
-        calls={"policy": MOVES + 1, "trained": 1},
-    ),
-    "dro": Described({"margin": 10.0, "rollout_steps": MOVES}, calls={"reference": 1, "policy": MOVES, "trained": 1}),
-    # a live step is computed once more in backward
-    "alignprop": climbing(policy=MOVES - 1, trained=2),
-    "draft_k": climbing(policy=MOVES - 1, trained=2),
-    "draft_lv": climbing(policy=MOVES, trained=1),
-    "refl": climbing({"earliest_jump": 0.9}, policy=MOVES - 1, trained=1),
+# a live step is computed once more in backward
+_TAIL = {"policy": MOVES - 1, "trained": 2}
+SPECIAL: Mapping[str, Mapping[str, Any]] = {
+    "inpo": {"inversion": 1},
+    "smpo": {"inversion": 2},
+    "inversion_dpo": {
+        "options": {"warm_start_steps": 0},
+        "even": True,
+        "calls": {"reference": MOVES, "policy": MOVES, "trained": MOVES},
+        "liked_sign": -1,
+    },
+    "mapo": {"options": {"beta": 0.1, "margin_scale": 10.0}},
+    "seppo": {
+        "options": {"flip": "none", "rollout_guidance_scale": 2.0},
+        "calls": {"policy": MOVES + 1, "trained": 1},
+    },
+    "dro": {"options": {"margin": 10.0}, "calls": {"reference": 1, "policy": MOVES, "trained": 1}},
+    "alignprop": {"calls": _TAIL},
+    "draft_k": {"calls": _TAIL},
+    "draft_lv": {"calls": {"policy": MOVES, "trained": 1}},
+    "refl": {"options": {"earliest_jump": 0.9}, "calls": {"policy": MOVES - 1, "trained": 1}},
 }
-OWN_NOISE = ("reno",)
-"""Methods that train no policy; ``tests/strategies/test_reno.py`` asks their questions."""
-PAIRS = [name for name, described in METHODS.items() if described.pairs]
+"""What does not follow from a method's registration; no other method needs an entry."""
+_SHORT: Mapping[str, Any] = {
+    "beta": 20.0,
+    "num_inversion_steps": MOVES,
+    "rollout_steps": MOVES,
+    "rollout_guidance_scale": 1.0,
+    "loss_form": "linear",
+}
+"""Options for short steps and moderate numbers, of methods that have them."""
+
+
+def asked(strategy: type[Strategy]) -> bool:
+    """Say whether the questions are for a method: those on rollouts are asked in ``test_on_policy``, and what trains no
+    policy answers in tests of its own."""
+    return strategy.spec.trains == "policy" and not issubclass(strategy, FromRollouts)
+
+
+NAMES = [method.name for method in list_methods("image") if asked(method.strategy)]
 PROCESSES = ["epsilon", "v_prediction", "flow"]
+
+
+def described(name: str) -> Described:
+    """Return what is expected of a method: from its registration, and where that does not tell, from `SPECIAL`."""
+    strategy, special = get_method(name).strategy, dict(SPECIAL.get(name, {}))
+    known = {f.name for f in fields(strategy.Config)}
+    options = {option: value for option, value in _SHORT.items() if option in known} | special.pop("options", {})
+    spec = strategy(strategy.Config(**options)).spec
+    plain = {"trained": 1, **({"reference": 1} if spec.needs_reference else {})}
+    derived = {
+        "pairs": issubclass(strategy, PairStrategy) and spec.data != "winners",
+        "calls": None if spec.lockstep == "none" else plain,
+        "liked_sign": -1 if spec.needs_reward else 1,
+    }
+    return Described(options, **{**derived, **special})
+
+
+PAIRS = [name for name in NAMES if described(name).pairs]
 
 
 def make(name: str, **options: Any) -> Strategy:
     """Make a strategy with its battery options and others."""
     strategy = get_method(name).strategy
-    return strategy(strategy.Config(**{**METHODS[name].options, **options}))
+    return strategy(strategy.Config(**{**described(name).options, **options}))
 
 
 def batch_for(name: str, policy: Policy, examples: int = 4, dtype: torch.dtype = torch.float32) -> ImageBatch:

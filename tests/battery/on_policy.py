@@ -1,4 +1,4 @@
-"""What the battery must know of each on-policy method: small options, rewards, captions and how updates are taken."""
+"""What the battery knows of on-policy methods: small options, rewards, captions and how updates are taken."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from diffalign.policies.base import Policy
 from diffalign.references import AdaptersOff
 from diffalign.rewards.function import FunctionReward
 from diffalign.strategies.base import Context, Strategy, Update
-from diffalign.strategies.registry import get_method
+from diffalign.strategies.on_policy import FromRollouts
+from diffalign.strategies.registry import get_method, list_methods
 from diffalign.training.processes import Processes
 from diffalign.training.update import Account, GradientPass
 
@@ -30,41 +31,52 @@ SMALL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class OnPolicy:
-    """A method in the battery.
+    """What the battery expects of a method. Most of it follows from its registration, see :func:`described`.
 
     Args:
         options: of its config, besides :data:`SMALL`.
+        reference: the reference is asked beside every pass with a graph.
         learning_rate: at which a few rollouts on the toy policy raise the reward.
         to_learn: options for that, where the others are too small to learn by.
-        reference: the reference is asked beside every pass with a graph.
+        pairs: transitions come in pairs, which stay together in a pass.
         coupled: the loss couples all steps of a caption: where they take several passes, all are made twice.
     """
 
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any]
+    reference: bool
     learning_rate: float = 0.05
-    to_learn: dict[str, Any] = field(default_factory=dict)
-    reference: bool = False
+    to_learn: Mapping[str, Any] = field(default_factory=dict)
+    pairs: bool = False
     coupled: bool = False
 
 
-ON_POLICY = {
-    "d3po": OnPolicy(
-        {"updates_per_rollout": 2, "ratio_clip": 0.5, "beta": 5.0, "compare": "sum"}, learning_rate=0.02, reference=True
-    ),
-    "ddpo": OnPolicy({"clip_range": 0.2, "advantage": "group"}),
-    "flow_grpo": OnPolicy({"clip_range": 0.2, "detach_unconditional": False}, reference=True),
-    "parrot": OnPolicy(
-        {"clip_range": 0.2, "identifiers": False}, to_learn={"images_per_prompt": 16, "rollout_batch_size": 64}
-    ),
-    "prdp": OnPolicy({"beta": 0.1, "step_clip": 0.5}, learning_rate=0.02, reference=True, coupled=True),
-    "pref_grpo": OnPolicy({"clip_range": 0.2}),
+SPECIAL: Mapping[str, Mapping[str, Any]] = {
+    "d3po": {
+        "options": {"updates_per_rollout": 2, "ratio_clip": 0.5, "beta": 5.0, "compare": "sum"},
+        "learning_rate": 0.02,
+        "pairs": True,
+    },
+    "ddpo": {"options": {"advantage": "group"}},
+    "flow_grpo": {"options": {"detach_unconditional": False}},
+    "parrot": {"options": {"identifiers": False}, "to_learn": {"images_per_prompt": 16, "rollout_batch_size": 64}},
+    "prdp": {"options": {"beta": 0.1, "step_clip": 0.5}, "learning_rate": 0.02, "coupled": True},
 }
+"""What does not follow from a method's registration; no other method needs an entry."""
+NAMES = [method.name for method in list_methods("image") if issubclass(method.strategy, FromRollouts)]
+
+
+def described(name: str) -> OnPolicy:
+    """Return what is expected of a method: from its registration, and where that does not tell, from `SPECIAL`."""
+    strategy, special = get_method(name).strategy, dict(SPECIAL.get(name, {}))
+    wide = {"clip_range": 0.2} if hasattr(strategy.Config, "clip_range") else {}
+    options = {**SMALL, **wide, **special.pop("options", {})}
+    return OnPolicy(options, strategy(strategy.Config(**options)).spec.needs_reference, **special)
 
 
 def make(name: str, **options: Any) -> Strategy:
     """Make a strategy with its battery options and others."""
     strategy = get_method(name).strategy
-    return strategy(strategy.Config(**{**SMALL, **ON_POLICY[name].options, **options}))
+    return strategy(strategy.Config(**{**described(name).options, **options}))
 
 
 def brightness(images: Tensor, prompts: Sequence[str]) -> Tensor:

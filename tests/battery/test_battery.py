@@ -16,27 +16,29 @@ from diffalign.policies.base import Policy
 from diffalign.strategies.base import Terms, Update
 from diffalign.strategies.beta import beta_for_sums
 from diffalign.strategies.metrics import GLOSSARY
+from diffalign.strategies.rankdpo import pair_weights, preference_probabilities
 from diffalign.strategies.registry import get_method, list_methods
+from diffalign.training.config import TrainConfig
 from diffalign.training.processes import Processes
+from diffalign.training.sharding import refuse_unless_shardable
 from diffalign.training.update import GradientPass
 from tests.battery.methods import (
-    METHODS,
-    OWN_NOISE,
+    NAMES,
     PAIRS,
     PROCESSES,
     CountingPolicy,
     batch_for,
     context,
+    described,
     gradient,
     inversion_moves,
     make,
     select,
     swapped,
 )
-from tests.battery.on_policy import ON_POLICY
+from tests.battery.on_policy import NAMES as ON_POLICY
 from tests.factories import tiny_sd, tiny_sd3
 
-NAMES = sorted(METHODS)
 MOVED = (0.05, -0.04)
 every_method = pytest.mark.parametrize("name", NAMES)
 every_pair_method = pytest.mark.parametrize("name", PAIRS)
@@ -66,8 +68,9 @@ def loss_of(strategy, terms, batch):
     return strategy.loss(terms, strategy.statistics(plain, lambda total: total), batch)
 
 
-def test_every_registered_method_is_described():
-    assert [method.name for method in list_methods("image")] == sorted([*NAMES, *ON_POLICY, *OWN_NOISE])
+def test_every_registered_method_is_asked():
+    """``tests/strategies/test_reno.py`` asks the one that trains noise."""
+    assert [method.name for method in list_methods("image")] == sorted([*NAMES, *ON_POLICY, "reno"])
 
 
 @every_method
@@ -76,7 +79,7 @@ def test_images_that_a_method_samples_are_counted(name):
     ctx = context(policy, strategy)
     strategy.collect(ctx, [])
     strategy.draw(ctx, batch_for(name, policy))
-    assert ctx.progress.images == (4 if get_method(name).family in ("self-play", "reward gradient") else 0)
+    assert ctx.progress.images == (4 if strategy.spec.lockstep == "none" else 0)
 
 
 @every_process
@@ -91,13 +94,24 @@ def test_at_the_reference_the_logit_is_zero_and_the_loss_log_two(name, process):
         assert output.metrics["effective_weight"].tolist() == [0.5] * 4
 
 
+def test_what_pulls_at_the_start_is_as_the_glossary_says():
+    policy = CountingPolicy()
+    for name in ("diffusion_kto", "tkto"):
+        _, output = evaluate(make(name), policy, batch_for(name, policy))
+        assert output.metrics["effective_weight"].tolist() == [0.25] * 4
+    batch = batch_for("rankdpo", policy)
+    weights = pair_weights(preference_probabilities(batch.fields["scores"][:, :, None]))
+    _, output = evaluate(make("rankdpo"), policy, batch)
+    assert_close(output.metrics["effective_weight"], weights.sum((1, 2)) / 2)
+
+
 @every_process
 @every_method
 def test_the_first_gradient_is_not_zero_except_where_the_objective_is_even(name, process):
     policy = CountingPolicy(process)
     first, _ = gradient(make(name), policy, [batch_for(name, policy)])
     assert first.isfinite().all()
-    assert (first.abs().max() > 0) == (name != "inversion_dpo")
+    assert (first.abs().max() > 0) == (not described(name).even)
 
 
 @every_process
@@ -131,7 +145,7 @@ def test_less_error_of_liked_images_and_more_of_disliked_ones_lower_the_loss(nam
         liked, disliked = blocks[:, batch.fields["label"] == 1], blocks[:, batch.fields["label"] == 0]
     else:
         liked, disliked = blocks[:: batch.images_per_example], blocks[batch.images_per_example - 1 :: 2]
-    sign = METHODS[name].liked_sign
+    sign = described(name).liked_sign
     assert (sign * liked > 0).all()
     assert (sign * disliked < 0).all()
 
@@ -184,16 +198,18 @@ def test_micro_batches_rows_and_order_change_nothing(name):
 
 @every_method
 def test_number_of_denoiser_calls(name):
-    described, policy = METHODS[name], CountingPolicy()
+    expectation, policy = described(name), CountingPolicy()
+    if expectation.calls is None:
+        pytest.skip("samples as often as it likes")
     strategy = make(name)
     batch = batch_for(name, policy)
     inverted = 0
-    if described.inversion:
+    if expectation.inversion:
         moves = inversion_moves(strategy.draw(context(policy, strategy), batch).timesteps)
-        inverted = described.inversion * moves
+        inverted = expectation.inversion * moves
         policy.calls.clear()
     gradient(strategy, policy, [batch])
-    expected = {"policy": 0, "reference": 0, **described.calls}
+    expected = {"policy": 0, "reference": 0, **expectation.calls}
     expected["policy"] += inverted
     assert {kind: policy.calls[kind] for kind in expected} == expected
 
@@ -202,8 +218,8 @@ def test_number_of_denoiser_calls(name):
 def test_hooks_that_must_stay_in_step_take_the_same_passes_for_any_examples(name):
     """What ``Spec.lockstep`` promises of processes that share a network in shards, and no more than it promises."""
     strategy = make(name)
-    if strategy.spec.data == "prompts" or strategy.spec.lockstep == "none":
-        pytest.skip("samples: refused there")
+    if strategy.spec.lockstep == "none":
+        pytest.skip("promises nothing, and is refused there")
     in_draw, elsewhere = set(), set()
     for shift in range(12):
         policy = CountingPolicy()
@@ -216,6 +232,21 @@ def test_hooks_that_must_stay_in_step_take_the_same_passes_for_any_examples(name
         elsewhere.add(policy.calls.total() - 2 * drawn)
     assert len(elsewhere) == 1
     assert (len(in_draw) == 1) == (strategy.spec.lockstep == "all")
+
+
+@pytest.mark.parametrize("name", [method.name for method in list_methods()])
+def test_methods_that_sample_promise_no_lockstep_and_refuse_shards(name):
+    method = get_method(name)
+    config = TrainConfig(name, method.strategy.Config())
+    spec = method.strategy(config.method_config).spec
+    assert (spec.lockstep == "none") == (
+        method.family in ("on-policy", "self-play", "reward gradient", "inference time")
+    )
+    if spec.lockstep == "none":
+        with pytest.raises(UserError, match=f"'{name}' samples while it trains"):
+            refuse_unless_shardable(spec, config)
+    else:
+        refuse_unless_shardable(spec, config)
 
 
 @every_process
@@ -240,13 +271,14 @@ def test_half_precision_predictions_give_single_precision_terms(name):
 def test_metrics_are_detached_documented_and_one_an_example(name):
     policy = CountingPolicy(delta=MOVED)
     batch = batch_for(name, policy)
-    _, output = evaluate(make(name), policy, batch)
-    assert output.metrics.keys() <= GLOSSARY.keys()
+    strategy = make(name)
+    _, output = evaluate(strategy, policy, batch)
+    assert output.metrics.keys() <= {**GLOSSARY, **strategy.glossary}.keys()
     for value in output.metrics.values():
         assert not value.requires_grad
         assert value.shape in {(), (batch.size,)}
     assert_close(output.metrics["loss"].mean(), output.loss.detach(), rtol=1e-5, atol=1e-6)
-    if METHODS[name].pairs:
+    if described(name).pairs:
         every_run = {"logit", "implicit_accuracy", "winner_margin", "loser_margin", "effective_weight"}
         assert every_run <= output.metrics.keys()
 
@@ -270,6 +302,13 @@ def test_the_header_says_what_beta_is_on_sums(names, factor):
         (line,) = strategy.describe(context(policy, strategy))
         assert f"beta 20 on errors of epsilon averaged over the {elements} elements" in line
         assert f"{beta_for_sums(20.0, elements, factor):.3g} on their sums" in line
+
+
+@pytest.mark.parametrize("name", [m.name for m in list_methods() if hasattr(m.strategy.Config, "beta")])
+def test_a_beta_that_would_learn_the_opposite_of_the_data_is_refused(name):
+    for beta in (0.0, -5.0):
+        with pytest.raises(UserError, match=f"beta is {beta}: expected a number above 0"):
+            get_method(name).strategy.Config(beta=beta)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if hasattr(get_method(n).strategy.Config, "timestep_floor")])

@@ -14,11 +14,21 @@ from torch.testing import assert_close
 from diffalign.rollouts.transitions import TransitionBatch
 from diffalign.strategies.base import Terms, Update
 from diffalign.strategies.metrics import GLOSSARY
+from diffalign.strategies.registry import list_methods
 from tests.battery.methods import PROCESSES, CountingPolicy
-from tests.battery.on_policy import ON_POLICY, brightness, captions, collected, context, gradient, make, trained_reward
+from tests.battery.on_policy import (
+    NAMES,
+    brightness,
+    captions,
+    collected,
+    context,
+    described,
+    gradient,
+    make,
+    trained_reward,
+)
 from tests.factories import ToyPolicy, tiny_sd, tiny_sd3
 
-NAMES = sorted(ON_POLICY)
 MOVED = (0.02, -0.03)
 every_method = pytest.mark.parametrize("name", NAMES)
 every_process = pytest.mark.parametrize("process", PROCESSES)
@@ -40,18 +50,18 @@ def test_images_of_a_rollout_are_counted(name: str) -> None:
 @pytest.mark.parametrize(("sampled_at_once", "size"), [(100, 1000), (4, 1000), (100, 3)])
 def test_number_of_denoiser_calls(name: str, sampled_at_once: int, size: int) -> None:
     """Sampling asks once a step and batch of images; an update once a pass, whatever guidance does inside one."""
-    policy, described = CountingPolicy(delta=MOVED), ON_POLICY[name]
+    policy, expectation = CountingPolicy(delta=MOVED), described(name)
     options = {"rollout_batch_size": sampled_at_once, "transitions_per_pass": size}
     strategy, ctx, update = first_update(name, policy, **options)
     assert policy.calls == {"policy": 4 * (1 if sampled_at_once == 100 else 3)}
     policy.calls.clear()
     gradient(strategy, ctx, update, [policy.trained])
     rows = [len(batch.transitions.steps) for batch in update.micro_batches]
-    per_pass = size // 2 * 2 if name == "d3po" else size  # pairs stay together
+    per_pass = size // 2 * 2 if expectation.pairs else size
     passes = sum(math.ceil(count / per_pass) for count in rows)
     expected = {"trained": passes}
-    expected |= {"reference": passes} if described.reference else {}
-    expected |= {"policy": passes} if described.coupled and max(rows) > size else {}
+    expected |= {"reference": passes} if expectation.reference else {}
+    expected |= {"policy": passes} if expectation.coupled and max(rows) > size else {}
     assert policy.calls == expected
 
 
@@ -61,7 +71,7 @@ def test_what_is_replayed_is_what_was_sampled(name: str, process: str) -> None:
     policy = CountingPolicy(process, MOVED)
     strategy, ctx, update = first_update(name, policy)
     account = gradient(strategy, ctx, update, [policy.trained])
-    if name == "prdp":
+    if "relative_loss" in account.sums:
         assert account.sums["relative_loss"].item() == pytest.approx(account.examples, rel=0.05)
     if "ratio" in account.sums:
         assert account.sums["ratio"].item() == pytest.approx(account.examples, rel=1e-4)
@@ -108,7 +118,7 @@ def test_size_of_passes_changes_nothing(name: str) -> None:
         gradient(strategy, ctx, update, [policy.trained])
         assert policy.trained.grad is not None
         results.append(policy.trained.grad.clone())
-        assert policy.trained_rows <= 2 * size * (2 if name == "d3po" else 1)  # guidance doubles the rows
+        assert policy.trained_rows <= 2 * size * (2 if described(name).pairs else 1)  # guidance doubles the rows
     assert_close(results[1], results[0], rtol=1e-4, atol=1e-7)
     assert_close(results[2], results[0], rtol=1e-4, atol=1e-7)
 
@@ -169,12 +179,20 @@ def test_metrics_are_detached_and_documented(name: str) -> None:
     parts = [strategy.terms(ctx, batch, draws, piece) for piece in strategy.pieces(ctx, batch, draws)]
     terms = Terms.join([Terms(p, f) for p, f in zip(parts, frozen, strict=True)], 0)
     output = strategy.loss(terms, {}, batch)
-    assert {metric for metric in output.metrics if not metric.startswith("reward/")} <= GLOSSARY.keys()
+    explained = {**GLOSSARY, **strategy.glossary}
+    assert {metric for metric in output.metrics if not metric.startswith("reward/")} <= explained.keys()
     assert {"reward", "reward_std", "flat_groups", "loss"} <= output.metrics.keys()
     for value in output.metrics.values():
         assert not value.requires_grad
         assert value.shape in {(), (batch.size,)}
     assert_close(output.metrics["loss"].mean(), output.loss.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_what_one_method_reports_is_explained_there_and_what_several_do_once() -> None:
+    own = [set(method.strategy.glossary) for method in list_methods()]
+    assert {"front_share", "relative_loss", "anchor_sign", "warm_start"} <= set.union(*own)
+    assert sum(map(len, own)) == len(set.union(*own))
+    assert not set.union(*own) & GLOSSARY.keys()
 
 
 @every_method
@@ -192,9 +210,9 @@ def test_state_survives_a_round_trip_and_foreign_state_is_refused(name: str) -> 
 @every_process
 @every_method
 def test_a_few_rollouts_raise_the_reward(name: str, process: str) -> None:
-    described = ON_POLICY[name]
+    learning = described(name)
     start, trained = (
-        trained_reward(make(name, **described.to_learn), ToyPolicy(process), n, described.learning_rate, brightness)
+        trained_reward(make(name, **learning.to_learn), ToyPolicy(process), n, learning.learning_rate, brightness)
         for n in (0, 6)
     )
     assert trained > start + 0.002

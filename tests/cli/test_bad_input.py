@@ -208,7 +208,7 @@ def test_no_space_for_the_run_folder(
         ({"mixed_precision": "bf15"}, "must be one of 'no', 'fp16', 'bf16': did you mean 'bf16'"),
         ({"report_to": ["tensorbord"]}, "must be a list, each one of 'tensorboard', 'wandb'"),
         ({"global_batch_pairs": 7, "gradient_accumulation_steps": 3}, "leave one of them out"),
-        ({"beta": -5.0}, "--beta must be positive, not -5.0"),
+        ({"beta": -5.0}, r"beta is -5\.0: expected a number above 0"),
         ({"max_train_steps": -3}, "max_train_steps is -3: expected 0 or more"),
         ({"logging_steps": 0}, "logging_steps is 0: expected 1 or more"),
         ({"evaluation_prompts": -5}, "evaluation_prompts is -5: expected 0 or more"),

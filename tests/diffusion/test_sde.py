@@ -16,9 +16,9 @@ from diffalign.diffusion.process import DiscreteProcess, FlowProcess, Level
 from diffalign.diffusion.sde import (
     ddim_std,
     ddim_transition,
-    flow_grpo_noise_level,
     flow_transition,
     gaussian_kl,
+    growing_noise_level,
     noisy_destinations,
     stochastic_grid,
 )
@@ -79,7 +79,7 @@ def test_flow_grpo_step() -> None:
     case = Published("flow_grpo", "sde_step_and_loss_4steps_shift3")
     sigmas, index = case["sigmas"], case["step_index"]
     source, destination = sigma_level(sigmas[index]), sigma_level(sigmas[index + 1])
-    noise_level = flow_grpo_noise_level(sigmas[index], sigmas[1], case.params["noise_level"])
+    noise_level = growing_noise_level(sigmas[index], sigmas[1], case.params["noise_level"])
     old, new, reference = (
         flow_transition(case[key], case["sample"], source, destination, noise_level)
         for key in ("velocity_old", "velocity", "velocity_ref")
@@ -119,7 +119,7 @@ def test_pref_grpo_step() -> None:
     case = Published("pref_grpo", "flow_step_rationorm")
     index = case.params["step_index"]
     source, destination = (sigma_level(case["sigmas"][i : i + 1]) for i in (index, index + 1))
-    noise_level = flow_grpo_noise_level(source.sigma, case["sigmas"][1], case.params["eta"])
+    noise_level = growing_noise_level(source.sigma, case["sigmas"][1], case.params["eta"])
     old, new, reference = (
         flow_transition(case[key], case["sample"], source, destination, noise_level)
         for key in ("velocity_old", "velocity", "velocity_ref")
@@ -226,7 +226,7 @@ def test_drift_form_and_score_give_the_same_mean() -> None:
 def test_noise_level_is_finite_at_pure_noise() -> None:
     sigma, second = torch.tensor([1.0, 0.5]), torch.tensor(0.9)
     expected = [0.7 * math.sqrt(1 / 0.1), 0.7]
-    torch.testing.assert_close(flow_grpo_noise_level(sigma, second), torch.tensor(expected))
+    torch.testing.assert_close(growing_noise_level(sigma, second), torch.tensor(expected))
 
 
 @pytest.mark.parametrize("scale", [0.3, 0.7])
@@ -239,7 +239,7 @@ def test_the_sde_keeps_the_marginals_of_the_flow(scale: float) -> None:
         variance = (1 - s) ** 2 / 4 + s**2
         velocity = (s - (1 - s) / 4) / variance * x  # E[noise - image | x]
         source, destination = sigma_level(sigmas[index : index + 1]), sigma_level(sigmas[index + 1 : index + 2])
-        noise_level = flow_grpo_noise_level(sigmas[index : index + 1], sigmas[1], scale)
+        noise_level = growing_noise_level(sigmas[index : index + 1], sigmas[1], scale)
         transition = flow_transition(velocity, x, source, destination, noise_level)
         x = transition.sample(torch.randn(x.shape, generator=generator, dtype=torch.float64))
     assert float(x.var()) == pytest.approx(0.9**2 / 4 + 0.1**2, rel=0.05)

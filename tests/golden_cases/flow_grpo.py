@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from diffalign.diffusion.sde import flow_grpo_noise_level, flow_transition, gaussian_kl
+from diffalign.diffusion.sde import flow_transition, gaussian_kl, growing_noise_level
 from diffalign.strategies.advantages import group_advantages
 from diffalign.strategies.base import Terms
 from diffalign.strategies.on_policy import PolicyGradientConfig, PolicyObjective
@@ -43,7 +43,7 @@ def _step(case: GoldenCase) -> dict[str, Any]:
     )
     sigmas, noisy, params = case.tensor("sigmas"), case.tensor("sample"), case.params
     source, destination = flow_levels(sigmas, case.integers("step_index"))
-    level = flow_grpo_noise_level(source.sigma, sigmas[1], params["noise_level"])
+    level = growing_noise_level(source.sigma, sigmas[1], params["noise_level"])
     velocity = case.tensor("velocity").requires_grad_()
     old, new, reference = (
         flow_transition(v, noisy, source, destination, level)

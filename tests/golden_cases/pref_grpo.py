@@ -9,9 +9,9 @@ import torch
 
 from diffalign.diffusion.sde import (
     Transition,
-    flow_grpo_noise_level,
     flow_transition,
     gaussian_kl,
+    growing_noise_level,
     normalised_log_ratio,
 )
 from diffalign.rewards.transforms import duel_win_rates
@@ -67,7 +67,7 @@ def _step(case: GoldenCase) -> dict[str, Any]:
     )
     sigmas, noisy, params = case.tensor("sigmas"), case.tensor("sample"), case.params
     source, destination = flow_levels(sigmas, torch.tensor([params["step_index"]]))
-    level = flow_grpo_noise_level(source.sigma, sigmas[1], params["eta"])
+    level = growing_noise_level(source.sigma, sigmas[1], params["eta"])
 
     def transition(velocity: torch.Tensor) -> Transition:
         return flow_transition(velocity, noisy, source, destination, level)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -59,8 +59,8 @@ class ScriptedReference(Reference):
     def __init__(self, policy: ScriptedPolicy) -> None:
         self._policy = policy
 
-    def _compute(self, compute: Callable[..., Tensor]) -> Tensor:
-        return compute(self._policy)
+    def _held(self) -> AbstractContextManager[ScriptedPolicy]:
+        return nullcontext(self._policy)
 
 
 def no_captions(rows: int) -> Condition:

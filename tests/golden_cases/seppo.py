@@ -7,7 +7,7 @@ from typing import Any
 from torch.autograd import grad
 
 from diffalign.strategies.pair_kernel import squared_errors
-from diffalign.strategies.pair_loss import PairErrors, PairObjective
+from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective
 from diffalign.strategies.seppo import anchor_sign, anchored_margin
 from tests.golden_cases.base import GoldenCase
 
@@ -24,6 +24,6 @@ def run(case: GoldenCase) -> dict[str, Any]:
     )
     sign = anchor_sign(errors.d_w, case.params["flip"])
     # the objective halves its beta, as Diffusion-DPO's code does; the file's number is the whole factor
-    output = PairObjective(2 * case.params["beta_eff"]).from_margin(anchored_margin(errors, sign))
+    output = PairObjective(PairConfig(beta=2 * case.params["beta_eff"])).from_margin(anchored_margin(errors, sign))
     gradients = grad(output.loss, preds, allow_unused=True, materialize_grads=True)
     return {"loss": output.loss, "sign": sign, "grad_pred_w": gradients[0], "grad_pred_ref_sample": gradients[1]}

@@ -14,7 +14,7 @@ from diffalign.strategies.advantages import (
     combined_advantages,
     group_advantages,
 )
-from diffalign.strategies.on_policy import PolicyGradientConfig
+from diffalign.strategies.standardised import StandardisedConfig
 
 REWARDS = torch.tensor([0.3, 0.9, 0.1, 5.0, 7.0, 6.5], dtype=torch.float64)
 GROUPS = torch.tensor([4, 4, 4, 1, 1, 1])
@@ -91,4 +91,4 @@ def test_captions_that_are_forgotten_too_soon_are_standardised_by_the_rollout() 
 def test_statistics_that_never_start_are_refused() -> None:
     for least in (0, 9):
         with pytest.raises(UserError, match=f"statistics_min_count is {least}: expected 1 to 8"):
-            PolicyGradientConfig(statistics_size=8, statistics_min_count=least)
+            StandardisedConfig(statistics_size=8, statistics_min_count=least)

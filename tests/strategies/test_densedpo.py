@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from diffalign.errors import UserError
 from diffalign.strategies.base import Terms
 from diffalign.strategies.densedpo import segment_pair_loss
-from diffalign.strategies.pair_loss import PairErrors, PairObjective
+from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective
 from tests.strategies.support import numbers
 
 FRAMES = torch.tensor([0, 0, 1, 1, 2])
@@ -32,7 +32,7 @@ def test_at_the_reference_the_loss_is_log_two(aggregation):
 def test_equal_labels_give_the_loss_of_whole_videos():
     terms = videos()
     dense = segment_pair_loss(terms, torch.ones(2, 3), FRAMES, 20.0).loss
-    assert_close(dense, PairObjective(beta=40.0)(PairErrors.of(terms)).loss)
+    assert_close(dense, PairObjective(PairConfig(beta=40.0))(PairErrors.of(terms)).loss)
 
 
 def test_one_segment_makes_both_aggregations_one():

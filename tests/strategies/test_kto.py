@@ -9,9 +9,18 @@ from hypothesis import strategies as st
 
 from diffalign.errors import UserError
 from diffalign.strategies.base import Piece, Terms
-from diffalign.strategies.diffusion_kto import DiffusionKTO, DiffusionKTOConfig
+from diffalign.strategies.diffusion_kto import (
+    DiffusionKTO,
+    DiffusionKTOConfig,
+    unrelated,
+    unrelated_condition,
+    with_unrelated_captions,
+)
 from diffalign.strategies.tkto import TKTO, TKTOConfig
 from diffalign.strategies.utility import UtilityObjective, batch_mean, class_means, utility
+from diffalign.training.processes import Processes
+from diffalign.training.update import GradientPass
+from tests.battery.methods import select
 from tests.strategies.support import context, examples, image_batch, moved_policy, numbers, objective, step, terms
 
 LABELS = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
@@ -141,11 +150,16 @@ def test_labels_travel_with_their_rows(name, process):
     assert policy.module.delta["default"].grad.abs().sum() > 0
 
 
+def mismatched() -> DiffusionKTO:
+    return DiffusionKTO(DiffusionKTOConfig(reference_point="mismatched", beta=3.0))
+
+
 def test_mismatched_captions_as_the_reference_point():
-    policy, strategy = moved_policy(), DiffusionKTO(DiffusionKTOConfig(reference_point="mismatched"))
+    policy, strategy = moved_policy(), mismatched()
     batch = image_batch(policy, examples=5, images=1, label=LABELS.float())
     ctx = context(policy)
-    values, output = step(strategy, ctx, batch)
+    (update,) = strategy.collect(ctx, [batch])
+    values, output = step(strategy, ctx, *update.micro_batches)
     rolled = batch.with_conditions((batch.condition.select(torch.arange(5).roll(1)),))
     other, _ = step(DiffusionKTO(DiffusionKTOConfig()), ctx, rolled)
     gain = (other.reference - other.policy).detach()
@@ -153,6 +167,44 @@ def test_mismatched_captions_as_the_reference_point():
     torch.testing.assert_close(output.metrics["reference_point"], gain.mean())
     assert not values.frozen["mismatched_gain"].requires_grad
     assert output.loss.isfinite()
+
+
+@pytest.mark.parametrize("parts", [[[0], [1], [2], [3], [4]], [[0, 1], [2, 3, 4]]])
+def test_mismatched_captions_do_not_depend_on_the_split_into_micro_batches(parts):
+    policy = moved_policy()
+    batch = image_batch(policy, examples=5, images=1, label=LABELS.float())
+    points, slopes = [], []
+    for batches in ([batch], [select(batch, part) for part in parts]):
+        strategy, ctx = mismatched(), context(policy, global_batch=5)
+        strategy.build(ctx)
+        (update,) = strategy.collect(ctx, batches)
+        trained = policy.module.delta["default"]
+        trained.grad = None
+        account = GradientPass(strategy, ctx, [trained], Processes())(update)
+        points.append(account.sums["reference_point"] / 5)
+        slopes.append(trained.grad.clone())
+    torch.testing.assert_close(points[1], points[0])
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-4, atol=1e-7)
+
+
+def test_images_meet_captions_that_differ_from_their_own():
+    assert unrelated(["a", "b", "c"]).tolist() == [2, 0, 1]
+    assert unrelated(["a", "a", "b", "a"]).tolist() == [2, 2, 1, 2]
+    assert unrelated(["a", "a"]).tolist() == [2, 2]  # the empty caption
+    policy = moved_policy()
+    alone = image_batch(policy, examples=1, images=1, label=LABELS[:1].float())
+    (seen,) = with_unrelated_captions([alone], policy.null_condition(1))
+    empty = policy.encode_prompts([""]).tensors["prompt_embeds"]
+    torch.testing.assert_close(unrelated_condition(seen).tensors["prompt_embeds"], empty)
+
+
+def test_steps_of_one_image_a_process_have_no_other_captions():
+    policy = moved_policy()
+    mismatched().build(context(policy, global_batch=4, world_size=2))
+    DiffusionKTO(DiffusionKTOConfig()).build(context(policy, global_batch=1))
+    for batch, processes in ((1, 1), (3, 2)):
+        with pytest.raises(UserError, match=rf"steps of {batch} on {processes} process\(es\) leave each process one"):
+            mismatched().build(context(policy, global_batch=batch, world_size=processes))
 
 
 def test_missing_labels_are_named():

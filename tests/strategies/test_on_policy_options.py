@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor
 from diffalign.diffusion.guidance import centred, guided
 from diffalign.errors import UserError
 from diffalign.inference.generate import generate
+from diffalign.rewards.base import Reward, RewardInfo
+from diffalign.rewards.combine import Normalised, ParetoRank, WinRate
 from diffalign.rewards.function import FunctionReward
 from diffalign.rewards.judges import PairJudge
 from diffalign.rewards.vlm import Answer, NotAnswered, Question, Transcript, VisionLanguageModel
@@ -22,11 +24,16 @@ from diffalign.rollouts.judged import Judged
 from diffalign.rollouts.rollout import Rollout, RolloutConfig, Rollouts
 from diffalign.rollouts.steps import StochasticSteps
 from diffalign.rollouts.updates import assign, trained_steps
-from diffalign.strategies.on_policy import Advantages, PolicyGradientConfig
+from diffalign.strategies.base import Terms
+from diffalign.strategies.ddpo import DDPOConfig
+from diffalign.strategies.parrot import Parrot, ParrotConfig
 from diffalign.strategies.pref_grpo import group_win_rates
+from diffalign.strategies.registry import get_method
+from diffalign.strategies.standardised import Advantages, StandardisedConfig
 from tests.battery.methods import CountingPolicy
-from tests.battery.on_policy import captions, collected, context, gradient, make
+from tests.battery.on_policy import NAMES, captions, collected, context, gradient, make
 from tests.factories import ToyPolicy
+from tests.golden_cases.on_policy import transition_batch
 
 MOVED = (0.02, -0.03)
 
@@ -42,7 +49,7 @@ def judged(rewards: list[float], groups: list[int], valid: list[bool] | None = N
 
 @pytest.mark.parametrize("kind", ["caption", "group", "batch"])
 def test_failed_images_have_no_advantage_and_no_say(kind: Any) -> None:
-    config = PolicyGradientConfig(advantage=kind, statistics_min_count=2)
+    config = StandardisedConfig(advantage=kind, statistics_min_count=2)
     with_failure = Advantages(config)(*judged([1.0, 9.0, 2.0, 4.0], [0, 0, 0, 1], [True, False, True, True]))
     without = Advantages(config)(*judged([1.0, 2.0, 4.0], [0, 0, 1]))
     assert with_failure[1] == 0
@@ -51,13 +58,13 @@ def test_failed_images_have_no_advantage_and_no_say(kind: Any) -> None:
 
 def test_deviations_of_groups_may_be_those_of_dance_grpo() -> None:
     table, known = judged([0.0, 2.0, 5.0, 5.0, 11.0], [0, 0, 1, 1, 1])
-    config = PolicyGradientConfig(advantage="group", advantage_std="group", advantage_unbiased=True)
+    config = StandardisedConfig(advantage="group", advantage_std="group", advantage_unbiased=True)
     expected = [-1 / 2**0.5, 1 / 2**0.5, -2 / 12**0.5, -2 / 12**0.5, 4 / 12**0.5]
     torch.testing.assert_close(Advantages(config)(table, known), torch.tensor(expected))
 
 
 def test_running_statistics_remember_captions_over_rollouts() -> None:
-    estimator = Advantages(PolicyGradientConfig(statistics_min_count=4))
+    estimator = Advantages(StandardisedConfig(statistics_min_count=4))
     first = estimator(*judged([0.0, 1.0, 5.0, 6.0], [0, 0, 1, 1]))
     assert first[1] < 0 < first[2]  # too few of each caption: the rollout decides
     second = estimator(*judged([0.0, 1.0, 5.0, 6.0], [0, 0, 1, 1]))
@@ -135,6 +142,30 @@ def test_rewards_of_different_scales_count_alike_in_parrot() -> None:
         assert float(advantages.std(correction=0)) == pytest.approx(1.0, abs=2e-3)
 
 
+def test_estimators_are_options_of_those_who_ask_them() -> None:
+    estimators = {"advantage", "advantage_std", "advantage_unbiased", "statistics_size", "statistics_min_count"}
+    for name in NAMES:
+        options = {f.name for f in fields(get_method(name).strategy.Config)}
+        assert options & estimators == (estimators if name in ("ddpo", "flow_grpo") else set())
+
+
+def test_the_score_function_of_parrot_knows_no_bounds_and_leaves_the_options_alone() -> None:
+    log_ratio = torch.tensor([[0.4], [-0.4]], requires_grad=True)
+    batch = transition_batch(advantage=torch.tensor([50.0, -50.0]), weight=torch.tensor([2.0, 1.0]))
+    losses, slopes = {}, {}
+    for objective in ("score_function", "clipped"):
+        config = ParrotConfig(objective=objective, clip_range=0.1)  # type: ignore[arg-type]
+        method = Parrot(config)
+        assert method.config == config
+        losses[objective] = method.loss(Terms(log_ratio), {}, batch).loss
+        (slopes[objective],) = torch.autograd.grad(losses[objective], log_ratio)
+    ratio = log_ratio.detach().exp()
+    expected = torch.tensor([[-100.0], [50.0]]) * ratio / 2
+    torch.testing.assert_close(losses["score_function"], expected.sum())
+    torch.testing.assert_close(slopes["score_function"], expected)
+    assert slopes["clipped"].tolist() == [[0.0], [0.0]]
+
+
 def longer(prompts: list[str]) -> list[str]:
     return [f"{prompt}, detailed" for prompt in prompts]
 
@@ -194,10 +225,13 @@ def test_a_rollout_says_how_many_answers_could_not_be_read(tmp_path: Path) -> No
 
     policy = ToyPolicy()
     judge = PairJudge(Transcript(Mumbler(), tmp_path / "answers.jsonl"))
-    strategy = make("pref_grpo", pointwise=["judge"])
-    figures = collected(strategy, context(policy, {"judge": judge}), captions(policy))[0].micro_batches[0].figures
-    assert 0 < judge.unread < judge.answers
-    assert figures["unread_answers"] == pytest.approx(judge.unread / judge.answers)
+    bright = FunctionReward(lambda images, prompts: images.flatten(1).mean(1), "bright")
+    for reward in (judge, WinRate(judge), Normalised(judge), ParetoRank({"judge": judge, "bright": bright})):
+        strategy = make("pref_grpo")
+        rewards = {"bright": bright, "judge": reward}
+        figures = collected(strategy, context(policy, rewards), captions(policy))[0].micro_batches[0].figures
+        assert 0 < judge.unread < judge.answers
+        assert figures["unread_answers"] == pytest.approx(judge.unread / judge.answers)
     assert (
         "unread_answers" not in collected(make("ddpo"), context(policy), captions(policy))[0].micro_batches[0].figures
     )
@@ -213,19 +247,22 @@ def test_centred_guidance_of_one_caption_is_ordinary_guidance() -> None:
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("ddpo", {"images_per_prompt": 1}),
         ("ddpo", {"kl_beta": -1.0}),
         ("ddpo", {"trained_share": 0.0}),
-        ("d3po", {"images_per_prompt": 1}),
         ("prdp", {"beta": 0.0}),
-        ("parrot", {"advantage": "batch"}),
-        ("parrot", {"advantage_std": "batch"}),
-        ("pref_grpo", {"advantage": "caption"}),
+        ("pref_grpo", {"duel_margin": -1.0}),
     ],
 )
 def test_options_that_make_no_sense_are_refused(name: str, changes: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         make(name, **changes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_methods_that_compare_the_images_of_a_caption_refuse_one_alone(name: str) -> None:
+    with pytest.raises(UserError, match="images_per_prompt is 1: the images of a caption are compared"):
+        make(name, images_per_prompt=1)
+    DDPOConfig(images_per_prompt=1)  # what is expected of an image is known from other rollouts
 
 
 def test_an_update_without_advantages_still_reports_its_rollout() -> None:
@@ -236,10 +273,8 @@ def test_an_update_without_advantages_still_reports_its_rollout() -> None:
     assert update.micro_batches[0].figures["active_images"] == 0.0
 
 
-class _Flat:
+class _Flat(Reward):
     """Likes everything."""
-
-    from diffalign.rewards.base import RewardInfo
 
     info = RewardInfo("flat", "none", (1.0, 1.0), False)
 

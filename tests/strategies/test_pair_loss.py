@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from diffalign.errors import UserError
 from diffalign.strategies.beta import beta_for_sums
-from diffalign.strategies.heads import accuracy, preference_loss, scale_gradient
+from diffalign.strategies.heads import accuracy, differences, preference_loss, scale_gradient
 from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective
 from tests.strategies.support import numbers, terms
 
@@ -26,7 +26,7 @@ def shifted(errors, policy=0.0, reference=0.0):
 
 def test_the_formula_by_hand():
     pair = PairErrors(*(torch.tensor([value], dtype=torch.float64) for value in (0.10, 0.20, 0.12, 0.19)))
-    output = PairObjective(beta=100.0)(pair)
+    output = PairObjective(PairConfig(beta=100.0))(pair)
     assert output.metrics["logit"].item() == pytest.approx(0.5 * 100 * (0.02 - -0.01))
     assert output.loss.item() == pytest.approx(math.log1p(math.exp(-1.5)))
     assert output.metrics["winner_margin"].item() == pytest.approx(0.02)
@@ -35,7 +35,7 @@ def test_the_formula_by_hand():
 
 
 def test_the_mean_is_taken_after_the_sigmoid():
-    output = PairObjective(beta=200.0)(ERRORS)
+    output = PairObjective(PairConfig(beta=200.0))(ERRORS)
     each = torch.nn.functional.softplus(-output.metrics["logit"])
     assert_close(output.loss, each.mean())
     assert not torch.allclose(output.loss, torch.nn.functional.softplus(-output.metrics["logit"].mean()))
@@ -44,10 +44,10 @@ def test_the_mean_is_taken_after_the_sigmoid():
 @given(constant=some_numbers, other=some_numbers, factor=st.floats(0.1, 10))
 @settings(max_examples=30, deadline=None)
 def test_constants_cancel_and_beta_scales_the_logit(constant, other, factor):
-    logit = PairObjective(beta=50.0)(ERRORS).metrics["logit"]
-    same = PairObjective(beta=50.0)(shifted(ERRORS, constant, other)).metrics["logit"]
+    logit = PairObjective(PairConfig(beta=50.0))(ERRORS).metrics["logit"]
+    same = PairObjective(PairConfig(beta=50.0))(shifted(ERRORS, constant, other)).metrics["logit"]
     assert_close(same, logit, rtol=1e-9, atol=1e-9)
-    assert_close(PairObjective(beta=50.0 * factor)(ERRORS).metrics["logit"], factor * logit)
+    assert_close(PairObjective(PairConfig(beta=50.0 * factor))(ERRORS).metrics["logit"], factor * logit)
 
 
 @given(st.floats(-600, 600))
@@ -63,7 +63,7 @@ def test_swapping_the_label_costs_the_logit(z):
 
 def test_small_beta_descends_the_plain_difference_of_errors():
     err = numbers(6).requires_grad_()
-    output = PairObjective(beta=1e-6)(PairErrors.of(terms(err, numbers(6, seed=1))))
+    output = PairObjective(PairConfig(beta=1e-6))(PairErrors.of(terms(err, numbers(6, seed=1))))
     (slope,) = torch.autograd.grad(output.loss, err)
     assert_close(slope * 4 / 1e-6, torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, -1.0], dtype=torch.float64) / 3)
 
@@ -102,12 +102,18 @@ def test_the_rejected_gradient_is_no_longer_than_a_multiple_of_the_chosen_one():
     for ratio in (0.0, 0.5):
         leaf = predictions.clone().requires_grad_()
         errors = PairErrors.of(terms((leaf - target).square().mean(1), numbers(4, seed=1)))
-        output = PairObjective(2.0, PairConfig(rejected_gradient_ratio=ratio))(errors)
+        output = PairObjective(PairConfig(beta=2.0, rejected_gradient_ratio=ratio))(errors)
         (slope,) = torch.autograd.grad(output.loss, leaf)
         lengths[ratio] = slope.norm(dim=1)
     assert_close(lengths[0.5][:2], lengths[0.0][:2])  # chosen
     assert_close(lengths[0.5][2:], torch.minimum(lengths[0.0][2:], 0.5 * lengths[0.0][:2]))
     assert lengths[0.5][2] < 0.1 * lengths[0.0][2]
+
+
+def test_differences_of_all_pairs():
+    values = torch.tensor([[1.0, 4.0, 6.0], [0.0, 2.0, -1.0]])
+    assert differences(values).tolist() == [[[a - b for b in row] for a in row] for row in values.tolist()]
+    assert_close(differences(values[0]), differences(values)[0])
 
 
 def test_swapping_pairs_exchanges_their_errors():

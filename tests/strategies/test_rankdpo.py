@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffalign.errors import UserError
-from diffalign.strategies.pair_loss import PairErrors, PairObjective
+from diffalign.strategies.pair_loss import PairConfig, PairErrors, PairObjective
 from diffalign.strategies.rankdpo import RankDPO, RankDPOConfig, pair_weights, preference_probabilities, ranks
 from tests.strategies.support import context, examples, image_batch, moved_policy, numbers, objective, step, terms
 
@@ -38,7 +38,7 @@ def test_at_the_reference_the_loss_is_log_two_times_the_mean_weight():
 def test_two_images_are_a_weighted_diffusion_dpo():
     err, ref_err = numbers(3, 2), numbers(3, 2, seed=1)
     output = value(err, ref_err, torch.tensor([[2.0, 1.0]] * 3), beta=30.0)
-    pairs = PairObjective(beta=60.0)(PairErrors(err[:, 0], err[:, 1], ref_err[:, 0], ref_err[:, 1]))
+    pairs = PairObjective(PairConfig(beta=60.0))(PairErrors(err[:, 0], err[:, 1], ref_err[:, 0], ref_err[:, 1]))
     delta = (2**1 - 2**0) * (1 / math.log(2) - 1 / math.log(3))
     torch.testing.assert_close(output.loss, delta * pairs.loss)
     torch.testing.assert_close(output.metrics["logit"], pairs.metrics["logit"])
@@ -51,7 +51,7 @@ def test_the_loss_is_the_sum_of_weighted_pair_losses_and_the_mean_over_lists():
     total = torch.zeros((), dtype=torch.float64)
     for b, i, j in weights.nonzero().tolist():
         pair = PairErrors(err[b, i, None], err[b, j, None], ref_err[b, i, None], ref_err[b, j, None])
-        total = total + weights[b, i, j] * PairObjective(beta=2 * 40.0)(pair).loss
+        total = total + weights[b, i, j] * PairObjective(PairConfig(beta=2 * 40.0))(pair).loss
     torch.testing.assert_close(value(err, ref_err, scores, beta=40.0).loss, total / 2)
 
 

@@ -12,13 +12,18 @@ from diffalign.diffusion.guidance import guided
 from diffalign.diffusion.random import randn_rows
 from diffalign.diffusion.sampling import sample
 from diffalign.errors import UserError
+from diffalign.rewards.base import Reward
 from diffalign.rewards.function import FunctionReward
+from diffalign.rewards.loading import load_reward
 from diffalign.strategies.alignprop import AlignProp, AlignPropConfig, draw_truncation, live_steps
 from diffalign.strategies.base import Piece, Progress
 from diffalign.strategies.draft_k import DraftK, DraftKConfig
 from diffalign.strategies.draft_lv import DraftLV, DraftLVConfig
 from diffalign.strategies.refl import ReFL, ReFLConfig, draw_jump
+from diffalign.strategies.reno import ReNO, ReNOConfig
 from diffalign.strategies.reward_gradient import reward_loss
+from diffalign.training.processes import Processes
+from diffalign.training.update import GradientPass
 from tests.battery.methods import CountingPolicy, batch_for, context, gradient, make
 from tests.factories import tiny_sd
 
@@ -60,6 +65,8 @@ def test_truncations_stay_between_the_first_and_the_last_step():
     assert draw_truncation("fixed", 50, generator(), mean=0.999) == 49
     with pytest.raises(UserError, match="gaussian"):
         draw_truncation("gauss", 50, generator())  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"0\.0% of the draws fall on steps 1 to 3 of 4"):
+        draw_truncation("gaussian", 4, generator(), mean=0.1, std=0.01)
 
 
 def test_truncation_is_drawn_for_the_trajectory_or_for_each_step():
@@ -138,6 +145,34 @@ def test_a_constant_reward_gives_no_gradient(name):
     slope, account = gradient(make(name), policy, [batch_for(name, policy)], **constant(1.0))
     assert slope.abs().max() == 0
     assert account.sums["reward"].item() == pytest.approx(4.0)
+
+
+class Remembering(Reward):
+    """A scorer that keeps what it was shown and what it said."""
+
+    def __init__(self) -> None:
+        self.scorer = load_reward("tiny-pickscore", torch.device("cpu"))
+        self.info, self.calls = self.scorer.info, []
+
+    def score(self, images, prompts, metadata=None):
+        scores = self.scorer.score(images, prompts, metadata)
+        self.calls.append((images.detach(), list(prompts), scores.detach()))
+        return scores
+
+
+@pytest.mark.parametrize("name", [*METHODS, "reno"])
+def test_rewards_keep_their_own_precision_in_a_run_of_mixed_precision(name):
+    policy, reward = tiny_sd(lora=True), Remembering()
+    batch = replace(batch_for("alignprop", policy, examples=2), prompts=["a red cube", "two cats"])
+    strategy = ReNO(ReNOConfig(iterations=1)) if name == "reno" else make(name)
+    ctx = context(policy, strategy, rewards={"judge": reward}, global_batch=2)
+    trained = [p for group in strategy.parameters() for p in group.parameters] or list(policy.adapters.parameters())
+    update = next(iter(strategy.collect(ctx, [batch])))
+    GradientPass(strategy, ctx, trained, Processes(), torch.bfloat16)(update)
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in trained)
+    assert reward.calls
+    for images, prompts, scores in reward.calls:
+        assert_close(scores, reward.scorer.score(images, prompts), rtol=0, atol=1e-5)
 
 
 def test_above_its_target_refl_leaves_the_model_alone():
@@ -234,6 +269,8 @@ def test_distance_from_the_reference_can_be_penalised(name):
         (AlignPropConfig, {"eta": 1.5}, "eta"),
         (AlignPropConfig, {"truncation_mean": 42}, "share"),
         (AlignPropConfig, {"truncation_std": 0}, "truncation_std"),
+        (AlignPropConfig, {"rollout_steps": 4, "truncation_mean": 0.1, "truncation_std": 0.01}, "steps 1 to 3 of 4"),
+        (AlignPropConfig, {"truncation_std": 50.0}, "truncation_std 50"),
         (DraftKConfig, {"gradient_steps": 51}, "gradient_steps"),
         (DraftKConfig, {"loss_scale": 0}, "loss_scale"),
         (DraftKConfig, {"reference_weight": -1.0}, "reference_weight"),

@@ -190,7 +190,7 @@ def test_simpo_per_token_gradient_is_closed_form_and_supervision_adds_up() -> No
         ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "one weight each"),
         ({"loss_type": ["hinge"], "label_smoothing": 0.1}, "does nothing"),
         ({"label_smoothing": 0.5}, "probability"),
-        ({"beta": 0.0}, "positive"),
+        ({"beta": 0.0}, "above 0"),
     ],
 )
 def test_contradictory_options_are_refused(options: dict[str, Any], message: str) -> None:
@@ -198,6 +198,8 @@ def test_contradictory_options_are_refused(options: dict[str, Any], message: str
         DPOConfig(**options)
     with pytest.raises(UserError, match="sigmoid head"):
         SimPOConfig(head="hinge", label_smoothing=0.1)
+    with pytest.raises(UserError, match="probability"):
+        SimPOConfig(label_smoothing=0.5)
 
 
 @pytest.mark.parametrize(

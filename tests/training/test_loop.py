@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,16 +12,19 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from diffalign.batch import Batch
 from diffalign.errors import RunStopped, UserError
 from diffalign.strategies.base import Context, LossOutput, Piece, Terms, Update
-from diffalign.training.checkpoint import list_checkpoints
+from diffalign.training.checkpoint import list_checkpoints, read_checkpoint
 from diffalign.training.config import OptimOptions
+from diffalign.training.guards import Guards, Verdict
 from diffalign.training.trackers import METRICS_FILE
 from diffalign.training.update import GradientPass
 from tests.interface.fakes import Fake
+from tests.interface.run_fakes import Rollout
 from tests.interface.toy import ToyPolicy, ToySource, features, toy_batch
 from tests.training.support import OPTIM, toy_trainer
 
@@ -49,6 +53,23 @@ class Flat(Fake):
         return LossOutput(0 * terms.policy.sum() + 1)
 
 
+class Advising(Squares):
+    """Has something to say of every interval."""
+
+    def advise(self, metrics: Mapping[str, float]) -> str:
+        return "values lie far from one" if metrics["loss"] > 0 else ""
+
+
+class Silent(Squares):
+    """Has nothing to say of one example: a loss without a graph."""
+
+    spec = dataclasses.replace(Fake.spec, waived_guards={"zero_gradient": "example-4 teaches nothing"})
+
+    def loss(self, terms: Terms, statistics: Mapping[str, Tensor], batch: Batch) -> LossOutput:
+        output = super().loss(terms, statistics, batch)
+        return LossOutput(torch.ones_like(output.loss)) if batch.ids == ["example-4"] else output
+
+
 class Excused(Flat):
     """Has no gradient, and a reason."""
 
@@ -69,6 +90,30 @@ def test_metrics_are_means_over_examples(tmp_path: Path) -> None:
     assert line["step"] == 1
     assert {"grad_norm", "learning_rate", "examples_per_second", "skipped_steps", "seconds"} <= line.keys()
     assert "images" not in line  # nothing was sampled
+
+
+def test_a_run_passes_its_methods_advice_on(tmp_path: Path) -> None:
+    trainer = toy_trainer(tmp_path / "run", Advising(), steps=8, optim=SGD)
+    trainer._console = Console(file=io.StringIO(), width=200)
+    trainer.fit()
+    said = trainer._console.file.getvalue()  # type: ignore[attr-defined]
+    assert said.count("note: for 5 logging intervals values lie far from one") == 1
+
+
+def test_the_logged_loss_is_that_of_the_guards_where_examples_were_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[float] = []
+
+    def judge(self: Guards, loss: float, gradient_norm: float, scaler_adapts: bool = False) -> Verdict:
+        judged.append(loss)
+        return "apply"
+
+    monkeypatch.setattr(Guards, "judge", judge)
+    toy_trainer(tmp_path / "run", Rollout(), steps=4, optim=SGD).fit()
+    assert [line["loss"] for line in log_of(tmp_path / "run")] == pytest.approx(judged, rel=1e-6)
+    kept = ToyPolicy().value(features(toy_batch([0, 2]), 1, stream="inner 0"))  # two of the four examples
+    assert judged[0] == pytest.approx(kept.exp().sum().item() / 4)
 
 
 def test_logging_interval_averages_steps(tmp_path: Path) -> None:
@@ -96,6 +141,19 @@ def test_no_gradient_stops_after_patience(tmp_path: Path) -> None:
 
 def test_a_method_may_waive_a_guard(tmp_path: Path) -> None:
     assert toy_trainer(tmp_path / "run", Excused(), steps=5).fit().steps == 5
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_an_update_without_a_graph_leaves_the_weights_alone(precision: Any, tmp_path: Path) -> None:
+    optim = dataclasses.replace(SGD, mixed_precision=precision)
+    every = {"checkpointing_steps": 1, "checkpoints_total_limit": 0}
+    assert toy_trainer(tmp_path / "run", Silent(), steps=4, optim=optim, **every).fit().steps == 4
+    folders = list_checkpoints(tmp_path / "run" / "checkpoints")
+    first, second, third, fourth = (read_checkpoint(folder).weights["vectors.default"] for folder in folders)
+    assert second.equal(first)
+    assert not third.equal(second)
+    assert fourth.equal(third)
+    assert [line["grad_norm"] > 0 for line in log_of(tmp_path / "run")] == [True, False, True, False]
 
 
 @pytest.mark.parametrize(

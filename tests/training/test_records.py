@@ -22,6 +22,7 @@ from diffalign.cli.parser import parse_train
 from diffalign.errors import UserError
 from diffalign.references import start_full
 from diffalign.strategies.base import Context, Progress
+from diffalign.strategies.ddpo import DDPO, DDPOConfig
 from diffalign.training import runfolder
 from diffalign.training.launch import missing_processes
 from diffalign.training.memory import (
@@ -35,7 +36,7 @@ from diffalign.training.memory import (
 )
 from diffalign.training.processes import Processes
 from diffalign.training.progress import ProgressDisplay, work_shown
-from diffalign.training.report import FLAT_INTERVALS, LeftOut, Reporter, Spent
+from diffalign.training.report import PATIENCE, LeftOut, Reporter, Spent
 from diffalign.training.resolve import resolve_config
 from diffalign.training.runfolder import RunFolder, choose_folder, claim_folder, environment, model_card
 from diffalign.training.step import StepResult
@@ -262,13 +263,18 @@ def test_rewards_without_any_difference_are_noted_once() -> None:
     console = Console(width=300, file=io.StringIO())
     display = ProgressDisplay(20, 0, torch.device("cpu"), console)
     spent, left_out = Spent(Progress(), Processes()), LeftOut(None, Processes())
-    reporter = Reporter(Processes(), [], display, Stopwatch(), spent, left_out, logging_steps=1, first=0, total=20)
-    shares = [1.0] * (FLAT_INTERVALS - 1) + [0.5] + [1.0] * (FLAT_INTERVALS + 2)
+    advise = DDPO(DDPOConfig()).advise
+    reporter = Reporter(
+        Processes(), [], display, Stopwatch(), spent, left_out, logging_steps=1, first=0, total=20, advise=advise
+    )
+    shares = [1.0] * (PATIENCE - 1) + [0.5] + [1.0] * (PATIENCE + 2)
     for step, share in enumerate(shares, 1):
         account = Account(1.0, {"flat_groups": torch.tensor(share)}, examples=1)
         reporter.step(step, StepResult(account, 0.1, 0.1, 1e-4, applied=True))
         said = console.file.getvalue()  # type: ignore[attr-defined]
-        assert said.count("the same reward") == (step >= 2 * FLAT_INTERVALS)
+        assert said.count("for 5 logging intervals all images of a caption have had the same reward") == (
+            step >= 2 * PATIENCE
+        )
 
 
 def test_what_a_stream_leaves_out_is_told_when_it_has_doubled_and_at_the_end() -> None:

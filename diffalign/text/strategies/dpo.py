@@ -25,9 +25,9 @@ from typing import get_args
 from torch import Tensor
 
 from diffalign.batch import TextBatch
-from diffalign.errors import UserError, unknown
+from diffalign.errors import UserError, require_above, unknown
 from diffalign.strategies.base import LossOutput, Terms
-from diffalign.strategies.heads import PairOptions
+from diffalign.strategies.heads import PairOptions, check_label_smoothing
 from diffalign.strategies.registry import register
 from diffalign.text.losses import SMOOTHED, HeadConstants, TextHead, head_losses
 from diffalign.text.pair_strategy import TextPairStrategy
@@ -63,11 +63,8 @@ class DPOConfig(PairOptions):
                 f"loss_type {self.loss_type} with loss_weights {self.loss_weights}: expected one loss or more, and "
                 "one weight each or none"
             )
-        for name in ("beta", "discopop_tau"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name} is {getattr(self, name)}: expected a positive number")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise UserError(f"label_smoothing is {self.label_smoothing}: expected a probability in [0, 0.5)")
+        require_above(0, self, "beta", "discopop_tau")
+        check_label_smoothing(self.label_smoothing)
         if self.label_smoothing and not SMOOTHED.intersection(self.loss_type):
             raise UserError(
                 f"label_smoothing does nothing in {self.loss_type}: it belongs to {', '.join(sorted(SMOOTHED))}"

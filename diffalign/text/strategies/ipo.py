@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from diffalign.batch import TextBatch
-from diffalign.errors import UserError
+from diffalign.errors import require_above
 from diffalign.strategies.base import LossOutput, Terms
 from diffalign.strategies.heads import PairOptions
 from diffalign.strategies.registry import register
@@ -41,8 +41,7 @@ class IPOConfig(PairOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beta <= 0:
-            raise UserError(f"beta is {self.beta}: expected a positive number")
+        require_above(0, self, "beta")
 
 
 @register(

@@ -21,9 +21,9 @@ from typing import Literal
 from torch import Tensor
 
 from diffalign.batch import TextBatch
-from diffalign.errors import UserError
+from diffalign.errors import require_above, require_at_least
 from diffalign.strategies.base import LossOutput, Spec, Terms
-from diffalign.strategies.heads import PairOptions, preference_loss
+from diffalign.strategies.heads import PairOptions, check_label_smoothing, preference_loss
 from diffalign.strategies.registry import register
 from diffalign.text.losses import reward_metrics
 from diffalign.text.pair_strategy import TextPairStrategy
@@ -47,14 +47,9 @@ class SimPOConfig(PairOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beta <= 0:
-            raise UserError(f"beta is {self.beta}: expected a positive number")
-        if self.gamma_beta_ratio < 0:
-            raise UserError(f"gamma_beta_ratio is {self.gamma_beta_ratio}: expected 0 or more")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise UserError(f"label_smoothing is {self.label_smoothing}: expected a probability in [0, 0.5)")
-        if self.label_smoothing and self.head != "sigmoid":
-            raise UserError(f"label_smoothing belongs to the sigmoid head, not to {self.head!r}: set one or the other")
+        require_above(0, self, "beta")
+        require_at_least(0, self, "gamma_beta_ratio")
+        check_label_smoothing(self.label_smoothing, self.head)
 
 
 @register(
