@@ -35,7 +35,7 @@ from torch import Tensor
 from diffalign.batch import ImageBatch
 from diffalign.data.pairing import ROLLOUT
 from diffalign.data.schema import Example
-from diffalign.errors import UserError, require_above
+from diffalign.errors import require_above
 from diffalign.rollouts.labelled import as_sampled, read_labels
 from diffalign.rollouts.provenance import Provenance
 from diffalign.rollouts.rollout import Rollout, RolloutConfig
@@ -65,9 +65,10 @@ def clipped_log_ratio(log_prob: Tensor, ref_log_prob: Tensor, eps: float = 0.1) 
 
     Args:
         log_prob, ref_log_prob: of one shape.
-        eps: half-width of the range, in (0, 1). 0.1: official code.
+        eps: half-width of the range, above 0; from 1 on the ratio has no lower bound. 0.1: official code.
     """
-    return (log_prob - ref_log_prob).clamp(math.log1p(-eps), math.log1p(eps))
+    lowest = math.log1p(-eps) if eps < 1 else -math.inf
+    return (log_prob - ref_log_prob).clamp(lowest, math.log1p(eps))
 
 
 def d3po_loss(ratio_0: Tensor, ratio_1: Tensor, signs: Tensor, beta: float = 0.1) -> LossOutput:
@@ -95,7 +96,7 @@ class D3POConfig(RolloutConfig):
         same_start: the images of a caption share their initial noise. True: official code.
         updates_per_rollout: optimizer steps that share the captions of a rollout. 20: official code, a pair a step.
         beta: inverse temperature. 0.1: official code.
-        ratio_clip: half-width of the range of each ratio, in (0, 1). 0.1: official code; images fall apart without.
+        ratio_clip: half-width of the range of each ratio, above 0. 0.1: official code; images fall apart without.
         compare: with several rewards: "dominance" (official code), or "sum", their weighted sum.
         labelled: the captions come with human labels of images that the start of training has sampled. False: a reward
             compares.
@@ -113,9 +114,7 @@ class D3POConfig(RolloutConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_groups()
-        require_above(0, self, "beta")
-        if not 0 < self.ratio_clip < 1:
-            raise UserError(f"ratio_clip is {self.ratio_clip}: expected a number in (0, 1)")
+        require_above(0, self, "beta", "ratio_clip")
 
 
 @register(

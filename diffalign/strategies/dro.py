@@ -48,7 +48,7 @@ def ranking_hinge(errors: PairErrors, margin: float = 0.001) -> LossOutput:
         margin: 0.001: official code.
     """
     gap: Tensor = errors.d_l - errors.d_w
-    losses = (gap + margin).clamp(min=0)
+    losses = torch.maximum(gap + margin, torch.zeros_like(gap))
     active = (losses.detach() > 0).to(losses.dtype)
     metrics = {"loss": losses.detach(), "expert_gap": gap.detach(), "active_share": active}
     return LossOutput(losses.mean(), {**metrics, **errors.metrics()})

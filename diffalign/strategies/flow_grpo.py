@@ -12,9 +12,10 @@ over the deviation of the whole rollout, and r the ratio of a step's new density
          = mean over elements of (mu - mu_ref)^2 / (2 g^2 (-dt))        "gaussian": paper, but for the mean
 
 The last step is not trained, and no gradient passes the unconditional branch of guidance: both are in the code only.
+Images without an advantage count in the means here; the code takes them out of the batch, the penalty included.
 DanceGRPO (arXiv 2505.07818) is ``noise_schedule constant``, ``noise_level 0.3``, ``advantage_std group``,
-``advantage_unbiased true``, ``trained_share 0.6``, ``same_start true`` and ``kl_beta 0``. The formulas hold for
-discrete processes too, with DDIM's steps.
+``advantage_unbiased true``, ``trained_share 0.6``, ``same_start true`` and ``kl_beta 0``, except that its rewards see
+the last step's guess of the clean image. The formulas hold for discrete processes too, with DDIM's steps.
 
 Small groups (6 to 12) are reported to collapse where 24 are stable. Judge progress by images of the deterministic
 sampler: the last stochastic step leaves noise.

@@ -13,10 +13,11 @@ with r the ratio of new to recorded density, r_k the raw reward, and A that rewa
 paper has the score function with raw rewards, which pushes members of P *down* where rewards are negative, and knows no
 baseline; "clipped" is the default here.
 
-Departures: each visit of a caption is for one reward, drawn by its seed; the paper goes through all of them, which is
-the same in expectation. Rewards see the original caption. ``expansion`` names a function that lengthens captions before
-they are sampled; training the expanding model is not part of this method. With small groups or many rewards nearly all
-images are on the front, and the selection does nothing: the figure ``front_share`` tells (0.2 to 0.3 in the paper).
+Departures: the paper sums over the steps, and the mean makes the loss smaller by their number. Each visit of a caption
+is for one reward, drawn by its seed; the paper goes through all of them, which is the same in expectation. Rewards see
+the original caption. ``expansion`` names a function that lengthens captions before they are sampled; training the
+expanding model is not part of this method. With small groups or many rewards nearly all images are on the front, and
+the selection does nothing: the figure ``front_share`` tells (0.2 to 0.3 in the paper).
 
 At inference, identifiers of all wanted rewards stand before the caption, and ``diffusion.guidance.centred`` keeps an
 expanded caption near the original one.

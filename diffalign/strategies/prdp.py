@@ -75,9 +75,13 @@ def reward_difference_losses(
         raise UserError(f"PRDP with beta {beta} and eps {eps}: expected numbers above 0")
     step, old = log_prob - ref_log_prob, old_log_prob - ref_log_prob
     wanted = differences(rewards.to(log_prob) / beta)
-    plain = differences(step.mean(1)) - wanted
-    proximal = differences(torch.clamp(step, old - eps, old + eps).mean(1)) - wanted
-    return PairLosses(torch.maximum(plain.square(), proximal.square()), differences(rewards) > 0)
+    plain = differences(step.mean(1))
+    proximal = differences(torch.clamp(step, old - eps, old + eps).mean(1))
+    # which square is larger, found before the small differences are added to the large ones that are wanted: float32
+    # keeps nothing of a trust region of 1e-6 beside 1e4
+    worse = ((proximal - plain) * (proximal + plain - 2 * wanted)).detach() > 0
+    losses = (torch.where(worse, proximal, plain) - wanted).square()
+    return PairLosses(losses, differences(rewards) > 0)
 
 
 @dataclass(frozen=True)

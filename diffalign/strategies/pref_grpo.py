@@ -12,7 +12,8 @@ For each reward on its own, with w the share of duels that an image wins among t
 Whatever the gaps between scores, an order of eight images gives advantages below 1.43, so tiny differences are not
 blown up as by the standardisation of scores. Duels are decided by scores, with a margin for ties, or by a judge of
 pairs that is a reward itself. The mean share of duels is 1/2 by construction: watch the rewards themselves, which runs
-report. For discrete processes the loss is not divided: their steps have no ``dt``.
+report. For discrete processes the loss is not divided: their steps have no ``dt``. The code rounds shares to three
+digits before it standardises them, which is not done here.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffalign.batch import Condition, ImageBatch
@@ -49,7 +50,7 @@ def reward_loss(rewards: Tensor, form: RewardForm = "linear", target: float = 0.
     if form == "distance":
         return gap.abs()
     if form == "hinge":
-        return gap.clamp(min=0)
+        return F.relu(gap)
     raise unknown("form of a reward loss", form, ("linear", "distance", "hinge"))
 
 

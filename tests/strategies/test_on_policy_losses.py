@@ -85,6 +85,14 @@ def test_d3po_ignores_members_beyond_the_range() -> None:
     assert slope.tolist() == [0.0, 0.0, 1.0]
 
 
+def test_a_wide_range_leaves_d3po_unclipped() -> None:
+    log_prob, reference = randn(8, seed=2), randn(8, seed=3)
+    for eps in (1.0, 10.0, 1e6):
+        clipped = clipped_log_ratio(log_prob, reference, eps)
+        expected = (log_prob - reference).clamp(max=math.log1p(eps))
+        torch.testing.assert_close(clipped, expected)
+
+
 def test_preference_by_several_rewards_needs_dominance() -> None:
     signs = preference_signs(torch.tensor([[1.0, 1.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     assert signs.tolist() == [[1.0, -1.0], [0.0, 0.0]]
@@ -119,6 +127,21 @@ def test_prdp_vanishes_at_the_optimum_and_for_equal_rewards() -> None:
     loss = prdp(log_prob, torch.ones(4))
     assert loss.item() == 0.0
     assert not grad(loss, log_prob)[0].any()
+
+
+@pytest.mark.parametrize(("beta", "eps", "gap"), [(3e-5, 1e-6, 0.01), (3e-5, 1e-4, 1.5), (3e-6, 1e-6, 2.0)])
+@pytest.mark.parametrize("moved", [-3.0, 0.5, 3.0])
+def test_prdp_clips_in_single_precision(beta: float, eps: float, gap: float, moved: float) -> None:
+    """Two images of one step, the better one moved by so many eps: beyond the region only a wrong move has a gradient.
+
+    The wanted difference is millions of times the trust region, with the paper's constants.
+    """
+    log_prob = torch.tensor([[moved * eps], [0.0]]).requires_grad_()
+    old, rewards = torch.zeros(2, 1), torch.tensor([gap, 0.0])
+    loss = reward_difference_losses(log_prob, old, old.clone(), rewards, beta, eps).loss
+    slope = grad(loss, log_prob)[0][:, 0]
+    whole = 2 * gap / beta
+    torch.testing.assert_close(slope, torch.tensor([0.0 if moved > 1 else -whole, whole]), rtol=1e-4, atol=0)
 
 
 def test_prdp_has_the_gradient_of_its_differences() -> None:
