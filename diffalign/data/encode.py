@@ -21,6 +21,7 @@ from diffalign.data.prefetch import mapped
 from diffalign.data.prepare import FramingOptions, ImagePreparer, Pixels, Prepared
 from diffalign.data.schema import SKIPPED, Example, ExampleSet, kind_info
 from diffalign.data.team import Alone, Progress, Team, share_of
+from diffalign.data.transforms import centred
 from diffalign.diffusion.random import rand_rows
 from diffalign.errors import UserError
 from diffalign.policies.base import Policy
@@ -195,7 +196,7 @@ class ImageEncoder:
             keys = [key for key in pixels if key.resolution == (height, width)]
             rows = torch.stack([pixels[key].values for key in keys])
             try:
-                latents = self.policy.encode_images(rows.to(self.policy.device))
+                latents = self.policy.encode_images(centred(rows.to(self.policy.device)))
             except NonFiniteLatents as error:
                 images = ", ".join(pixels[keys[row]].image for row in error.rows)
                 raise NonFiniteLatents(error.rows, images, error.dtype) from None

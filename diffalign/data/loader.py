@@ -8,6 +8,7 @@ where examples differ in shape) may be smaller and is never padded.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class HasId(Protocol):
 
 
 E = TypeVar("E", bound=HasId)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class LoaderOptions:
         pinned_draws: visits with seeds of their own; after so many epochs the same seeds come again. 0: always new.
         shuffle: False keeps the order of the data.
         shuffle_buffer: for streams: examples among which the next one is drawn.
-        prefetch: optimizer steps prepared ahead in a background thread; 0 switches the thread off.
+        prefetch: micro-batches prepared ahead in a background thread; 0 switches the thread off.
         lockstep: micro-batches that processes run at the same time have the same size: of one example where a global
             batch does not divide.
     """
@@ -160,10 +162,36 @@ class ExampleLoader(Generic[E]):
 
         The position moves on as a step is handed out: save it after the step is done.
         """
-        steps = prefetched(self._produce(self.position), self.options.prefetch)
-        for following, micro_batches in steps:
-            self.position = following
-            yield micro_batches
+        return self.steps(lambda micro: micro)
+
+    def steps(self, use: Callable[[MicroBatch[E]], T]) -> Iterator[list[T]]:
+        """Yield what ``use`` makes of the micro-batches of one optimizer step after another.
+
+        It is called as soon as a micro-batch is prepared, so that of the images of a large step only those of a few
+        micro-batches are in memory at a time.
+        """
+        made: list[T] = []
+        for item in prefetched(self._produce(self.position), self.options.prefetch):
+            if isinstance(item, MicroBatch):
+                made.append(use(item))
+                continue
+            self.position = item
+            yield made
+            made = []
+
+    def first_examples(self, batches: int) -> list[E]:
+        """Return the examples of a run's first optimizer steps, in the order of the data.
+
+        Args:
+            batches: how many steps; all examples from an epoch on.
+        """
+        per_epoch = self.steps_per_epoch
+        if per_epoch is None:
+            raise ValueError("a stream is not looked into before it is read")
+        if batches >= per_epoch:
+            return list(self._data)
+        visited = {example.id for batch in itertools.islice(self.global_batches(0), batches) for example in batch}
+        return [example for example in self._data if example.id in visited]
 
     def state_dict(self) -> dict[str, int]:
         """Return the position and what it depends on, as plain numbers."""
@@ -209,31 +237,33 @@ class ExampleLoader(Generic[E]):
         for batch in batches:
             yield [self._data[row] for row in batch]
 
-    def _produce(self, start: Position) -> Iterator[tuple[Position, list[MicroBatch[E]]]]:
+    def _produce(self, start: Position) -> Iterator[MicroBatch[E] | Position]:
+        """Yield the micro-batches of a step, then the position of the next one, for ever."""
         epoch, skip = start.epoch, start.batch
         while True:
             seen = 0
             for index, examples in enumerate(self.global_batches(epoch)):
                 seen += 1
                 if index >= skip:
-                    yield Position(epoch, index + 1), self._share(examples, epoch)
+                    yield from self._share(examples, epoch)
+                    yield Position(epoch, index + 1)
             if not seen:
                 raise UserError("the data set is empty: the stream ended before its first example")
             epoch, skip = epoch + 1, 0
 
-    def _share(self, examples: Sequence[E], epoch: int) -> list[MicroBatch[E]]:
+    def _share(self, examples: Sequence[E], epoch: int) -> Iterator[MicroBatch[E]]:
         options = self.options
         mine = examples[options.rank :: options.world_size]
         visit = epoch % options.pinned_draws if options.pinned_draws else epoch
         size = 1 if options.lockstep and len(examples) % options.world_size else options.micro_batch
-        micro_batches = []
         for start in range(0, len(mine), size):
             part = tuple(mine[start : start + size])
             seeds = torch.tensor([derive_seed(options.seed, visit, example.id) for example in part])
             keys = tuple(f"{example.id}#{visit}" for example in part) if options.pinned_draws else None
             micro = MicroBatch(part, seeds, keys)
-            micro_batches.append(self._prepare(micro) if self._prepare else micro)
-        return [micro for micro in micro_batches if micro.examples]
+            prepared = self._prepare(micro) if self._prepare else micro
+            if prepared.examples:
+                yield prepared
 
     def _mixed_stream(self, epoch: int) -> Iterator[E]:
         if not self.options.shuffle:

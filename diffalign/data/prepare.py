@@ -60,7 +60,7 @@ class Pixels:
 
     Args:
         image: name of the image it was cut from.
-        values: (3, height, width) float32 in [-1, 1].
+        values: (3, height, width) uint8.
     """
 
     image: str

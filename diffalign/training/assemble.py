@@ -35,7 +35,8 @@ from diffalign.training.step import AUTOCAST
 from diffalign.training.trackers import Tracker
 from diffalign.training.trainables import Trainables
 
-_PREFETCHED_STEPS = 2
+_PREFETCHED = 8
+"""Micro-batches whose images are decoded ahead, where they are not encoded ahead."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ def _source(data: LoadedData, config: TrainConfig, plan: BatchPlan, processes: P
         rank=processes.rank,
         world_size=processes.world_size,
         pinned_draws=config.data.pinned_draws,
-        prefetch=0 if config.data.cache_latents and not config.data.streaming else _PREFETCHED_STEPS,
+        prefetch=0 if config.data.cache_latents and not config.data.streaming else _PREFETCHED,
         lockstep=processes.shards > 1,
     )
     return EncodedSource(ExampleLoader(data.examples, options, data.prepare), data.encode, data.left_out)

@@ -14,6 +14,7 @@ from diffalign.batch import Condition
 from diffalign.data.cache import LatentCache, PromptCache, TensorStore
 from diffalign.data.encode import EncoderOptions, ImageEncoder
 from diffalign.data.load import drop_unreadable, load_examples, with_aspect_buckets
+from diffalign.data.loader import ExampleLoader, LoaderOptions
 from diffalign.data.pairing import PairingOptions
 from diffalign.data.prepare import FramingOptions
 from diffalign.data.readers import SourceOptions
@@ -28,7 +29,7 @@ from diffalign.rewards.base import Reward
 from diffalign.rewards.compose import RewardSpec, load_parts
 from diffalign.rewards.loading import load_reward
 from diffalign.strategies.base import DataKind
-from diffalign.training.config import DataOptions, ModelOptions, RunOptions, TrainConfig
+from diffalign.training.config import DataOptions, ModelOptions, RunOptions, TrainConfig, plan_batches
 from diffalign.training.domain import EVALUATION_SEED, EVALUATION_SPLIT, Domain, LoadedData
 from diffalign.training.loop import Observer
 from diffalign.training.memory import saved_bytes
@@ -119,19 +120,26 @@ class ImageDomain(Domain):
             )
         if options.aspect_buckets:
             dataset = with_aspect_buckets(dataset, encoder.prepare.resolution, team=processes)
+        visited = _visited(dataset, config, processes)
+        whole = len(visited) == len(dataset)
         ahead = options.cache_latents and not config.run.dry_run
         if ahead and store is None and processes.world_size > 1 and console is not None:
             console.print(_ADVICE.format(processes.world_size), highlight=False, markup=False, soft_wrap=True)
         with work_shown(console) as progress:
+            seen = dataset.with_examples(visited)
             if ahead:
-                dataset = encoder.precompute(dataset, processes, progress)
-            else:
-                dataset = drop_unreadable(dataset, options.strict, processes, progress)
+                seen = encoder.precompute(seen, processes, progress)
+            elif not config.run.dry_run:
+                seen = drop_unreadable(seen, options.strict, processes, progress)
         if options.cache_latents:
             policy.offload_text_encoders()
-        notes = (f"data {dataset.name}: {len(dataset)} examples; {describe_notes(dataset.notes)}",)
-        rows = max(1, max(len(example.images) for example in dataset.examples))
-        return LoadedData(dataset.examples, encoder, encoder.prepare, rows, notes)
+        count = f"{len(seen)} examples" if whole else f"{len(dataset)} examples, {len(visited)} of them in this run"
+        notes = (f"data {dataset.name}: {count}; {describe_notes(seen.notes)}",)
+        rows = max(1, max(len(example.images) for example in seen.examples))
+        if whole:
+            return LoadedData(seen.examples, encoder, encoder.prepare, rows, notes)
+        # the order of a run is that of all its data, those that cannot be read included: they are left out as they come
+        return LoadedData(dataset.examples, encoder, encoder.prepare.readable, rows, notes)
 
     def activation_bytes(self, policy: Policy, config: TrainConfig) -> int:
         side = config.data.resolution
@@ -176,6 +184,19 @@ class ImageDomain(Domain):
                 primary=next(iter(names)),
             )
         return ImageObserver(policy, prompts, evaluator, run, console, watched)
+
+
+def _visited(dataset: ExampleSet[Example], config: TrainConfig, processes: Processes) -> Sequence[Example]:
+    """Return the examples that a run comes to see, so that no others are decoded or encoded.
+
+    A short run on a large data set sees few of them. Networks in shards want micro-batches of one size, so there all
+    are looked at, and the unreadable ones left out before the first step.
+    """
+    if not config.optim.max_train_steps or processes.shards > 1:
+        return dataset.examples
+    plan = plan_batches(config.optim, processes.world_size)
+    order = LoaderOptions(seed=config.optim.seed, micro_batch=plan.global_batch)
+    return ExampleLoader(dataset.examples, order).first_examples(config.optim.max_train_steps)
 
 
 def _grid_prompts(run: RunOptions, dataset: ExampleSet[Example] | StreamSet, held: HeldOut | None) -> list[str]:

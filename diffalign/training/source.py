@@ -42,8 +42,7 @@ class EncodedSource:
         return self._loader.steps_per_epoch
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        for micro_batches in self._loader:
-            yield [self._encode(micro) for micro in micro_batches]
+        return self._loader.steps(self._encode)
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the data."""

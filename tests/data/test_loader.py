@@ -158,6 +158,39 @@ def test_prepare_runs_on_each_micro_batch_in_a_thread_of_its_own():
     assert threads == {"diffalign-prefetch"}
 
 
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_of_a_large_step_few_micro_batches_wait_at_a_time(prefetch):
+    """Prepared images are large: a step of twenty micro-batches must not hold those of all."""
+    prepared, used, most = 0, 0, 0
+
+    def prepare(micro: MicroBatch) -> MicroBatch:
+        nonlocal prepared
+        prepared += 1
+        return micro
+
+    def use(micro: MicroBatch) -> str:
+        nonlocal used, most
+        most = max(most, prepared - used)
+        used += 1
+        return micro.examples[0].id
+
+    loader = ExampleLoader(items(20), LoaderOptions(accumulation=20, prefetch=prefetch, shuffle=False), prepare)
+    (step,) = itertools.islice(loader.steps(use), 1)
+    assert step == [f"e{index}" for index in range(20)]
+    assert most <= prefetch + 2  # those in the queue, one in the making, one in use
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_first_examples_are_those_that_the_first_steps_hand_out(groups):
+    loader = ExampleLoader(items(23, groups=groups), LoaderOptions(seed=4, micro_batch=4))
+    for steps in (1, 3):
+        handed_out = {name for step in take(ExampleLoader(items(23, groups=groups), loader.options), steps)
+                      for name in ids(step)}  # fmt: skip
+        assert {example.id for example in loader.first_examples(steps)} == handed_out
+        assert len(handed_out) < 23
+    assert loader.first_examples(loader.steps_per_epoch) == list(items(23, groups=groups))
+
+
 def test_an_error_in_the_background_arrives_at_the_consumer_in_its_place():
     def numbers() -> Iterator[int]:
         yield 1

@@ -9,13 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffalign.data.transforms import Framing, aspect_buckets, assign_bucket, draw_framing, place, to_pixels
+from diffalign.data.transforms import (
+    Framing,
+    aspect_buckets,
+    assign_bucket,
+    centred,
+    draw_framing,
+    place,
+    to_pixels,
+)
 from tests.data.support import picture
 
 
 def test_pixels_of_an_image_of_the_training_size_are_only_rescaled():
     image = picture(0)
-    pixels = to_pixels(image, place((12, 12), (12, 12), Framing()), (12, 12))
+    pixels = centred(to_pixels(image, place((12, 12), (12, 12), Framing()), (12, 12)))
     expected = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).double() / 127.5 - 1
     torch.testing.assert_close(pixels.double(), expected, rtol=0, atol=1e-6)
     assert pixels.min() >= -1
@@ -75,5 +83,5 @@ def test_the_bucket_is_the_nearest_shape_and_shared_by_the_images_of_an_example(
 def test_enlarging_and_shrinking_keep_a_plain_colour():
     for size in (4, 50):
         image = Image.new("RGB", (size, size), (255, 0, 51))
-        pixels = to_pixels(image, place((size, size), (8, 8), Framing()), (8, 8))
+        pixels = centred(to_pixels(image, place((size, size), (8, 8), Framing()), (8, 8)))
         torch.testing.assert_close(pixels, torch.tensor([1.0, -1.0, -0.6])[:, None, None].expand(3, 8, 8))

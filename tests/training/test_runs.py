@@ -6,15 +6,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from diffalign.data.image_source import ImageSource
 from diffalign.errors import UserError
 from diffalign.training.checkpoint import find_checkpoint
-from tests.data.support import encoded
+from tests.data.support import encoded, write_images, write_jsonl
 from tests.training.runs import LORA, ROOT, curve, options, train
 
 GENTLE = {"beta": 100.0}
@@ -89,6 +91,40 @@ def test_a_run_from_a_stream_leaves_out_what_cannot_be_decoded(model: str, tmp_p
     assert f"\n{left_out}\ndone: 3 steps" in said
     with pytest.raises(UserError, match="cannot decode image"):
         train(stream, model, tmp_path / "strict", max_train_steps=2, strict=True)  # type: ignore[arg-type]
+
+
+def test_a_short_run_decodes_and_encodes_what_it_sees(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps of two pairs of thirty; one of their images cannot be decoded, nor can others that nobody looks at."""
+    names = [f"{index}.png" for index in range(60)]
+    write_images(tmp_path, names)
+    rows = [{"prompt": f"a {i}", "images": names[2 * i : 2 * i + 2], "winner": 0} for i in range(30)]
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    decoded: set[str] = set()
+    decode = ImageSource.decode
+
+    def told(self: ImageSource, data: bytes | None = None) -> Any:
+        decoded.add(Path(self.name).name)
+        return decode(self, data)
+
+    monkeypatch.setattr(ImageSource, "decode", told)
+    short = {"global_batch_pairs": 2, "max_train_steps": 2}
+    _, said = train(str(tmp_path / "pairs.jsonl"), model, tmp_path / "dry", dry_run=True, **short)
+    assert not decoded
+    _, said = train(str(tmp_path / "pairs.jsonl"), model, tmp_path / "whole", **short)
+    assert "30 examples, 4 of them in this run; nothing left out" in said
+    assert len(decoded) == 8
+    seen = sorted(decoded)
+    for name in (seen[0], *sorted({*names} - decoded)[:10]):
+        (tmp_path / name).write_bytes(b"no image")
+    for cached in (True, False):
+        folder = tmp_path / f"spoiled-{cached}"
+        _, said = train(str(tmp_path / "pairs.jsonl"), model, folder, cache_latents=cached, **short)
+        assert "4 of them in this run; 1 examples with unreadable images skipped" in said
+        assert [line["step"] for line in curve(folder)] == [1, 2]
+    with pytest.raises(UserError, match=f"cannot decode image .*{seen[0]}"):
+        train(str(tmp_path / "pairs.jsonl"), model, tmp_path / "strict", strict=True, **short)
 
 
 def test_resume_with_another_rank_is_refused(model: str, pairs: str, tmp_path: Path) -> None:
