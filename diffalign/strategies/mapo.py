@@ -28,7 +28,7 @@ from torch import Tensor
 
 from diffalign.batch import ImageBatch
 from diffalign.diffusion.random import rand_rows
-from diffalign.errors import UserError, require_above
+from diffalign.errors import UserError, require_at_least
 from diffalign.strategies.base import Kernel, LossOutput, Spec, Strategy, Terms
 from diffalign.strategies.heads import accuracy
 from diffalign.strategies.pair_kernel import DenoisingKernel, TimestepOptions
@@ -58,7 +58,7 @@ class MaPOConfig(TimestepOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_above(0, self, "beta")
+        require_at_least(0, self, "beta")
         if not 0 <= self.label_noise_prob <= 1:
             raise UserError(f"label_noise_prob is {self.label_noise_prob}: expected a share from 0 to 1")
 
