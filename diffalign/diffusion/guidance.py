@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor, cat
+from torch import Tensor, cat, is_grad_enabled, no_grad
 
 from diffalign.batch import Condition
 
@@ -29,18 +29,23 @@ def guided(
         null: (rows) the unconditional branch; only used when ``guidance_scale`` differs from 1. Tensors that it lacks
             (sizes) are those of ``condition``.
         guidance_scale: 1 is the conditional model alone; otherwise ``u + scale * (c - u)``, both branches in one call.
-        detach_null: no gradient through the unconditional branch, as Flow-GRPO's code trains.
+        detach_null: no gradient through the unconditional branch, as Flow-GRPO's code trains. It is evaluated by itself
+            then, so that nothing is kept for its backward pass.
     """
     if guidance_scale == 1.0:
         return lambda latents, timesteps: denoiser(latents, timesteps, condition)
     if null is None:
         raise ValueError("guidance needs the unconditional branch")
-    both = Condition.cat([null.completed(condition), condition])
+    whole = null.completed(condition)
+    both = Condition.cat([whole, condition])
 
     def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
-        unconditional, conditional = denoiser(cat([latents, latents]), cat([timesteps, timesteps]), both).chunk(2)
-        if detach_null:
-            unconditional = unconditional.detach()
+        if detach_null and is_grad_enabled():
+            with no_grad():
+                unconditional = denoiser(latents, timesteps, whole)
+            conditional = denoiser(latents, timesteps, condition)
+        else:
+            unconditional, conditional = denoiser(cat([latents, latents]), cat([timesteps, timesteps]), both).chunk(2)
         return unconditional + guidance_scale * (conditional - unconditional)
 
     return predict

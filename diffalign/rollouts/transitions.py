@@ -43,21 +43,6 @@ class Transitions:
     guidance_scale: float = 1.0
     means: Tensor | None = None
 
-    @staticmethod
-    def of(trajectories: Trajectories, images: Tensor, steps: Tensor) -> Transitions:
-        """Take steps (rows,) of images (rows,) out of trajectories."""
-        here, device = images.to(trajectories.latents.device), trajectories.log_probs.device
-        there = steps.to(here.device)
-        return Transitions(
-            steps,
-            trajectories.latents[here, there],
-            trajectories.latents[here, there + 1],
-            trajectories.log_probs[images.to(device), steps.to(device)],
-            trajectories.condition.select(images.to(device)),
-            trajectories.guidance_scale,
-            None if trajectories.means is None else trajectories.means[here, there],
-        )
-
     def __len__(self) -> int:
         return len(self.steps)
 
@@ -102,6 +87,40 @@ class Transitions:
 
 
 @dataclass(frozen=True)
+class RecordedSteps:
+    """Which steps of which recorded images: rows that are copied out when their micro-batch is trained, not before.
+
+    All micro-batches of an update share the trajectories, and an image's caption is held once, not once a step.
+
+    Args:
+        trajectories: the images.
+        images, steps: (rows,) int64 image and move of each row.
+    """
+
+    trajectories: Trajectories
+    images: Tensor
+    steps: Tensor
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def read(self) -> Transitions:
+        """Copy the rows out."""
+        trajectories, images, steps = self.trajectories, self.images, self.steps
+        here, device = images.to(trajectories.latents.device), trajectories.log_probs.device
+        there = steps.to(here.device)
+        return Transitions(
+            steps,
+            trajectories.latents[here, there],
+            trajectories.latents[here, there + 1],
+            trajectories.log_probs[images.to(device), steps.to(device)],
+            trajectories.condition.select(images.to(device)),
+            trajectories.guidance_scale,
+            None if trajectories.means is None else trajectories.means[here, there],
+        )
+
+
+@dataclass(frozen=True)
 class TransitionBatch(Batch):
     """A micro-batch of transitions; several rows an example, in block order, where a method compares images.
 
@@ -110,7 +129,7 @@ class TransitionBatch(Batch):
         figures: what to report of the rollout that the batch is part of.
     """
 
-    transitions: Transitions | None = None
+    transitions: RecordedSteps | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
 
     def reported(self, metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -160,7 +179,7 @@ class TransitionKernel:
     def draw(self, ctx: Context, batch: TransitionBatch) -> Replay:
         """Bring the rows to the device; nothing is drawn. Evaluates the reference where whole latents are compared."""
         assert batch.transitions is not None
-        steps, transitions = self.config.sampler(ctx.policy.process), batch.transitions.to(ctx.device)
+        steps, transitions = self.config.sampler(ctx.policy.process), batch.transitions.read().to(ctx.device)
         if self.reference != "divergence":
             return Replay(steps, transitions)
         assert ctx.reference is not None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffalign.diffusion.random import derive_seed, row_generators
 from diffalign.rollouts.rollout import Rollout, RolloutConfig
-from diffalign.rollouts.transitions import TransitionBatch, Transitions, joined_ids, rows_per_pass
+from diffalign.rollouts.transitions import RecordedSteps, TransitionBatch, joined_ids, rows_per_pass
 from diffalign.strategies.base import Context, Update
 
 
@@ -111,7 +111,7 @@ def transition_batches(
             ids=joined_ids(rollout.ids, image, move),
             seeds=rollout.trajectories.seeds[image],
             fields={**carried, "extent": sampler.extent(move).to(ctx.device)},
-            transitions=Transitions.of(rollout.trajectories, image, move),
+            transitions=RecordedSteps(rollout.trajectories, image, move),
             figures=figures,
         )
 

@@ -39,7 +39,7 @@ from diffalign.errors import require_above
 from diffalign.rollouts.labelled import as_sampled, read_labels
 from diffalign.rollouts.provenance import Provenance
 from diffalign.rollouts.rollout import Rollout, RolloutConfig
-from diffalign.rollouts.transitions import TransitionBatch, TransitionKernel, Transitions, joined_ids, rows_per_pass
+from diffalign.rollouts.transitions import RecordedSteps, TransitionBatch, TransitionKernel, joined_ids, rows_per_pass
 from diffalign.rollouts.updates import group_parts, group_rows, trained_steps
 from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Spec, Terms, Update
 from diffalign.strategies.heads import accuracy
@@ -234,7 +234,7 @@ class D3PO(FromRollouts):
                 ids=joined_ids(rollout.ids, sides[1][here], moves[here]),
                 seeds=trajectories.seeds[sides[0][here]],
                 fields={"signs": spread[here].to(ctx.device)},
-                transitions=Transitions.of(trajectories, images, both),
+                transitions=RecordedSteps(trajectories, images, both),
                 figures=figures,
             )
 

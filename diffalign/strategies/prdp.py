@@ -30,7 +30,7 @@ from torch import Tensor
 from diffalign.batch import ImageBatch
 from diffalign.errors import UserError, require_above
 from diffalign.rollouts.rollout import Rollout, RolloutConfig
-from diffalign.rollouts.transitions import TransitionBatch, TransitionKernel, Transitions, row_pieces
+from diffalign.rollouts.transitions import RecordedSteps, TransitionBatch, TransitionKernel, row_pieces
 from diffalign.rollouts.updates import group_parts, group_rows, trained_steps
 from diffalign.strategies.base import Context, Kernel, LossOutput, Piece, Spec, Terms, Update
 from diffalign.strategies.heads import accuracy, differences
@@ -178,6 +178,6 @@ class PRDP(FromRollouts):
             ids=[rollout.ids[caption]],
             seeds=trajectories.seeds[rows[:1]],
             fields={"rewards": rollout.rewards[judged.own[rows]][None].to(ctx.device)},
-            transitions=Transitions.of(trajectories, rows[:, None].expand_as(steps).flatten(), steps.flatten()),
+            transitions=RecordedSteps(trajectories, rows[:, None].expand_as(steps).flatten(), steps.flatten()),
             figures=figures,
         )

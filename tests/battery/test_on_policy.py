@@ -85,7 +85,8 @@ def doubled(batch: TransitionBatch) -> TransitionBatch:
     """The same batch in double precision."""
     assert batch.transitions is not None
     rows = batch.transitions
-    return replace(batch, transitions=replace(rows, before=rows.before.double(), after=rows.after.double()))
+    kept = replace(rows.trajectories, latents=rows.trajectories.latents.double())
+    return replace(batch, transitions=replace(rows, trajectories=kept))
 
 
 @every_process

@@ -118,11 +118,20 @@ def test_the_unconditional_branch_can_be_a_constant():
     trained = [p for p in policy.module.parameters() if p.requires_grad]
 
     def slopes(predict):
-        output = predict(latents, timesteps)
-        return output.detach(), torch.autograd.grad(output.square().sum(), trained)
+        saved = 0
 
-    both, through_both = slopes(guided(policy.predict, captions, null, 3.0))
-    apart, through_one = slopes(guided(policy.predict, captions, null, 3.0, detach_null=True))
+        def count(value):
+            nonlocal saved
+            saved += value.nbytes
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
+            output = predict(latents, timesteps)
+        return output.detach(), torch.autograd.grad(output.square().sum(), trained), saved
+
+    both, through_both, kept = slopes(guided(policy.predict, captions, null, 3.0))
+    apart, through_one, half = slopes(guided(policy.predict, captions, null, 3.0, detach_null=True))
+    assert half < 0.75 * kept  # weights are kept as well
     assert_close(apart, both, rtol=1e-4, atol=1e-5)
     conditional = policy.predict(latents, timesteps, captions)
     expected = torch.autograd.grad((2 * both * 3.0 * conditional).sum(), trained)

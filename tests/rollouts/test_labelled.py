@@ -60,7 +60,7 @@ def test_a_moved_policy_learns_from_the_labelled_trajectories(labels: Path) -> N
     assert batch.size == 4 * 3  # pairs that somebody has decided
     better = batch.fields["signs"][:, 0] > 0
     ends = batch.transitions.steps[: batch.size] == 2
-    pictures = policy.decode(batch.transitions.after)
+    pictures = policy.decode(batch.transitions.read().after)
     for index, name in enumerate(("00000-0.png", "00000-1.png")):  # the first decided pair: image 0 is preferred
         shown = np.asarray(Image.open(labels.parent / name)) / 255
         row = int(ends.nonzero()[0]) + index * batch.size
