@@ -306,9 +306,11 @@ def test_the_header_says_what_beta_is_on_sums(names, factor):
 
 @pytest.mark.parametrize("name", [m.name for m in list_methods() if hasattr(m.strategy.Config, "beta")])
 def test_a_beta_that_would_learn_the_opposite_of_the_data_is_refused(name):
-    for beta in (0.0, -5.0):
-        with pytest.raises(UserError, match=f"beta is {beta}: expected a number above 0"):
-            get_method(name).strategy.Config(beta=beta)
+    with pytest.raises(UserError, match=r"beta is -5\.0: expected"):
+        get_method(name).strategy.Config(beta=-5.0)
+    if name != "mapo":  # without its margin, MaPO is fine-tuning
+        with pytest.raises(UserError, match=r"beta is 0\.0: expected a number above 0"):
+            get_method(name).strategy.Config(beta=0.0)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if hasattr(get_method(n).strategy.Config, "timestep_floor")])
