@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -198,4 +199,17 @@ def _settings(file: Path, state: Mapping[str, Tensor], stock: Mapping[str, Any])
         raise UserError(f"{file} mixes adapters of ranks {sorted(ranks)} or of several scales: only one is supported")
     targets = stock.get("target_modules") or sorted({key.split(".lora_")[0] for key in state})
     rank = ranks.pop()
-    return LoraSettings(rank, stock.get("lora_alpha", rank), targets=tuple(targets))
+    return LoraSettings(rank, scale_numerator(stock, rank), targets=tuple(targets))
+
+
+def scale_numerator(config: Mapping[str, Any], rank: int) -> float:
+    """Return the alpha that gives, divided by the rank, the scale of an adapter that peft describes.
+
+    Rank-stabilised LoRA (arXiv 2312.03732) divides by the root of the rank.
+
+    Args:
+        config: peft's description, maybe empty: then the scale is 1.
+        rank: of the adapter.
+    """
+    alpha: float = config.get("lora_alpha", rank)
+    return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha

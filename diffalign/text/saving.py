@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffalign.errors import UserError
 from diffalign.policies.adapters import AdapterBank, LoraSettings
-from diffalign.policies.saving import drafted
+from diffalign.policies.saving import drafted, scale_numerator
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -99,7 +99,7 @@ def read_peft_adapter(folder: Path) -> PeftAdapter:
     targets = config.get("target_modules") or []
     if isinstance(targets, str):  # a pattern: take the modules that it matched
         targets = sorted({key.removeprefix(_PREFIX).split(".lora_")[0] for key in state})
-    settings = LoraSettings(config["r"], config["lora_alpha"], targets=tuple(targets))
+    settings = LoraSettings(config["r"], scale_numerator(config, config["r"]), targets=tuple(targets))
     own = {key.removeprefix(_PREFIX): value for key, value in state.items()}
     return PeftAdapter(own, settings, config.get("base_model_name_or_path") or "")
 

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.training_utils import _collate_lora_metadata
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -81,6 +84,23 @@ class TestFamilies:
         assert all(p.requires_grad for p in mine)
         pipeline.load_lora_weights(tmp_path)
         torch.testing.assert_close(our_sample(other, NOISE), stock_sample(pipeline, NOISE), rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("scaled", [{"lora_alpha": 8}, {"use_rslora": True}])
+    def test_adapters_of_other_scales_mean_what_they_mean_in_stock_diffusers(
+        self, family: str, scaled: dict[str, Any], models: dict[str, Path], tmp_path: Path
+    ) -> None:
+        pipeline, name = tiny_pipeline(family), trained(models[family]).denoiser
+        network = getattr(pipeline, name)
+        settings = {"r": 4, "lora_alpha": 4, "target_modules": ["to_q", "to_v"], "init_lora_weights": False}
+        network.add_adapter(LoraConfig(**{**settings, **scaled}))
+        type(pipeline).save_lora_weights(
+            tmp_path,
+            **{f"{name}_lora_layers": get_peft_model_state_dict(network)},
+            **_collate_lora_metadata({name: network}),
+        )
+        policy = load_policy(models[family])
+        load_adapter(policy, tmp_path, "theirs")
+        torch.testing.assert_close(our_sample(policy, NOISE), stock_sample(pipeline, NOISE), rtol=1e-4, atol=1e-4)
 
     def test_full_fine_tuning_saves_a_pipeline(self, family: str, models: dict[str, Path], tmp_path: Path) -> None:
         policy = load_policy(models[family])
