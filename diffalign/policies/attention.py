@@ -20,7 +20,7 @@ def set_attention_backend(module: nn.Module, name: AttentionBackend) -> None:
     Args:
         module: the denoiser.
         name: "sdpa" (torch's own choice among its kernels, the default), "xformers", "flash" (package flash-attn) or
-            "flex" (torch's flexible attention).
+            "flex" (torch's flexible attention, which is slow unless it is compiled).
 
     Raises:
         UserError: for an unknown name, a missing package or accelerator, or layers that want more than these kernels.
@@ -132,6 +132,8 @@ class DispatchedAttention:
             query = torch.cat([query, _heads(attn, attn.add_q_proj(text), attn.norm_added_q)], dim=1)
             key = torch.cat([key, _heads(attn, attn.add_k_proj(text), attn.norm_added_k)], dim=1)
             value = torch.cat([value, _heads(attn, attn.add_v_proj(text))], dim=1)
+        # under autocast the norms give float32, and kernels outside torch want one type
+        query, key = query.to(value.dtype), key.to(value.dtype)
         tokens = hidden_states.shape[1]
         bias = None
         if joint and token_counts is not None:  # (rows, 1, 1, image and text tokens)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
+from diffusers.models import attention_dispatch
 
 from diffalign.errors import MissingExtra, UserError
 from diffalign.policies.attention import (
@@ -30,9 +33,10 @@ def test_dispatched_attention_equals_stock(family: str) -> None:
     assert all(p.grad is not None for p in policy.adapters.parameters())
 
 
-def test_normalised_and_dual_attention_of_sd35() -> None:
+def sd35() -> SD3Transformer2DModel:
+    """A transformer with normalised queries and keys, and with a second attention of the image to itself."""
     torch.manual_seed(0)
-    model = SD3Transformer2DModel(
+    return SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
         in_channels=4,
@@ -47,12 +51,36 @@ def test_normalised_and_dual_attention_of_sd35() -> None:
         dual_attention_layers=(0,),
         qk_norm="rms_norm",
     )
-    inputs = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 8), torch.randn(2, 8), torch.tensor([10.0, 500.0])
+
+
+def sd35_inputs() -> tuple[torch.Tensor, ...]:
+    return torch.randn(2, 4, 8, 8), torch.randn(2, 3, 8), torch.randn(2, 8), torch.tensor([10.0, 500.0])
+
+
+def test_normalised_and_dual_attention_of_sd35() -> None:
+    model, inputs = sd35(), sd35_inputs()
     with torch.no_grad():
         stock = model(*inputs).sample
         dispatch_attention(model, "native")
         assert all(isinstance(p, DispatchedAttention) for p in model.attn_processors.values())
         torch.testing.assert_close(model(*inputs).sample, stock)
+
+
+def test_kernels_are_given_one_type_in_mixed_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 weights under autocast: the norms of queries and keys compute in float32, projections do not."""
+    given: set[torch.dtype] = set()
+    dispatch = attention_dispatch.dispatch_attention_fn
+
+    def told(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
+        given.update({query.dtype, key.dtype, value.dtype})
+        return dispatch(query, key, value, **options)
+
+    monkeypatch.setattr(attention_dispatch, "dispatch_attention_fn", told)
+    model = sd35()
+    dispatch_attention(model, "native")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(*sd35_inputs())
+    assert given == {torch.bfloat16}
 
 
 def test_one_zero_token_stands_for_those_of_the_absent_third_encoder() -> None:
