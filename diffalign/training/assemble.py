@@ -87,6 +87,8 @@ def build_run(
     strategy: Strategy = method.strategy(config.method_config)
     check_options(strategy.spec, config)
     processes = Processes(may_shard=True)
+    if processes.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 where weights are float32: several times as fast
     if processes.shards > 1:
         refuse_unless_shardable(strategy.spec, config)
     console = (console or Console()) if processes.is_main else None

@@ -4,6 +4,9 @@ A preset is a folder ``diffalign/presets/<name>`` with a YAML file a method, ove
 belong to adapters or to the training of all weights stand under ``lora`` or ``full``: the two want other learning
 rates. Every value names its source in a comment. A preset belongs to a model by the model's name, nothing is guessed
 from paths; for copies elsewhere there is ``--preset``.
+
+What papers publish is about single methods. Any other method has of their models' presets what belongs to the model:
+the options of ``_common.yaml`` outside ``lora`` and ``full``.
 """
 
 from __future__ import annotations
@@ -28,7 +31,15 @@ PUBLISHED: Mapping[str, tuple[str, ...]] = {
         "runwayml/stable-diffusion-v1-5",
         "CompVis/stable-diffusion-v1-4",
     ),
+    "sd21": (
+        "stabilityai/stable-diffusion-2-1",
+        "stabilityai/stable-diffusion-2-1-base",
+        "stabilityai/stable-diffusion-2",
+        "stabilityai/stable-diffusion-2-base",
+    ),
+    "sd-turbo": ("stabilityai/sd-turbo",),
     "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0",),
+    "sdxl-turbo": ("stabilityai/sdxl-turbo",),
     "sd3": (
         "stabilityai/stable-diffusion-3.5-medium",
         "stabilityai/stable-diffusion-3.5-large",
@@ -45,10 +56,12 @@ class Preset:
     Args:
         name: its folder.
         options: option -> value.
+        whole: it has values for the method, and not for the model alone.
     """
 
     name: str
     options: Mapping[str, Any]
+    whole: bool = True
 
 
 def preset_names() -> list[str]:
@@ -78,42 +91,25 @@ def preset_name(model: str, preset: str | None = None) -> str | None:
 def find_preset(model: str, method: str, train_mode: str = "lora", preset: str | None = None) -> Preset | None:
     """Return the preset of a run; None where there is none.
 
-    Where the model's name decides, a method or a way of training that nothing was published for has none.
-
     Args:
         model, preset: as of :func:`preset_name`.
         method: the method's name.
         train_mode: "lora" or "full".
 
     Raises:
-        UserError: for a preset that is asked for and does not exist, or has nothing for the method or the mode.
+        UserError: for a preset that is asked for and does not exist.
     """
     name = preset_name(model, preset)
-    if name is None:
-        return None
-    found = preset_options(name, method, train_mode)
-    if found is not None:
-        return Preset(name, found)
-    if preset is None:
-        return None
-    modes = [mode for mode in _MODES if preset_options(name, method, mode) is not None]
-    if modes:
-        raise UserError(f"preset {name!r} has {method!r} for --train_mode {modes[0]} only, not for {train_mode}")
-    known = ", ".join(sorted(file.stem for file in (PRESETS / name).glob("*.yaml") if file.stem != _COMMON))
-    raise UserError(f"preset {name!r} has nothing for {method!r}, only for: {known}")
+    return None if name is None else read_preset(name, method, train_mode)
 
 
-def preset_options(name: str, method: str, train_mode: str = "lora") -> dict[str, Any] | None:
-    """Return the options of a preset for a method; None where it has none for it.
-
-    A bundled model's common options serve every method; what papers publish is about single methods.
-    """
+def read_preset(name: str, method: str, train_mode: str = "lora") -> Preset:
+    """Return what a preset says for a method: its own values over the common ones, or those of the model alone."""
     common, own = (_read(PRESETS / name / f"{part}.yaml") for part in (_COMMON, method))
-    if name in PUBLISHED and train_mode not in own:
-        return None
-    parts = (common, common.get(train_mode, {}), own, own.get(train_mode, {}))
+    whole = name not in PUBLISHED or train_mode in own
+    parts = (common, common.get(train_mode, {}), own, own.get(train_mode, {})) if whole else (common,)
     merged = {option: value for part in parts for option, value in part.items() if option not in _MODES}
-    return merged | ({"train_mode": train_mode} if name in PUBLISHED else {})
+    return Preset(name, merged | ({"train_mode": train_mode} if name in PUBLISHED else {}), whole)
 
 
 def _read(path: Path) -> dict[str, Any]:

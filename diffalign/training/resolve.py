@@ -34,7 +34,7 @@ def resolve_defaults(method: str, model: str | None = None, said: Mapping[str, A
         said: those of :data:`DECIDING` that the user gives.
 
     Raises:
-        UserError: for a preset that is asked for and does not exist, or is not for this method or mode.
+        UserError: for a preset that is asked for and does not exist.
     """
     record = get_method(method)
     model, said = model or default_model(record.strategy.spec), said or {}

@@ -10,7 +10,7 @@ import yaml
 from diffalign.cli.parser import MAIN_OPTIONS, parse_train
 from diffalign.strategies.registry import get_method, list_methods
 from diffalign.training.config import option_defaults
-from diffalign.training.presets import preset_options
+from diffalign.training.presets import read_preset
 from diffalign.training.resolve import resolve_config
 
 OWN_METHOD = '''
@@ -62,7 +62,7 @@ def test_help_of_a_method_describes_its_own_options_first(cli, method: str) -> N
 
 
 def test_help_shows_the_defaults_of_the_preset(cli) -> None:
-    preset = preset_options("tiny-sd", "diffusion_dpo")
+    preset = read_preset("tiny-sd", "diffusion_dpo").options
     out = " ".join(cli("train", "--method", "diffusion_dpo", "--help").out.split())
     assert f"default: {preset['max_train_steps']}" in out
 
@@ -134,7 +134,7 @@ def test_later_options_override_the_file(tmp_path: Path) -> None:
     config = parse_train(["--config", str(path), "--rank", "5"], "image", "x")
     assert config.optim.learning_rate == 3e-4
     assert (config.method, config.method_config.beta, config.model.rank) == ("diffusion_dpo", 7.0, 5)
-    assert config.optim.max_train_steps == preset_options("tiny-sd", "diffusion_dpo")["max_train_steps"]
+    assert config.optim.max_train_steps == read_preset("tiny-sd", "diffusion_dpo").options["max_train_steps"]
 
 
 def test_the_preset_belongs_to_the_model() -> None:

@@ -13,13 +13,14 @@ from rich.console import Console
 import diffalign
 from diffalign.cli.parser import parse_train
 from diffalign.errors import UserError
-from diffalign.training.presets import PRESETS, PUBLISHED, find_preset, preset_name, preset_names, preset_options
+from diffalign.training.config import OptimOptions
+from diffalign.training.presets import PRESETS, PUBLISHED, find_preset, preset_name, preset_names, read_preset
 from diffalign.training.resolve import resolve_config
 from tests.factories import Ripples, save_tiny
 
 FILES = sorted(path for name in PUBLISHED for path in (PRESETS / name).glob("*.yaml"))
 OF_METHODS = [path for path in FILES if path.stem != "_common"]
-MODELS = {"sd15": "sd", "sdxl": "sdxl", "sd3": "sd3"}
+MODELS = {"sd15": "sd", "sdxl": "sdxl", "sdxl-turbo": "sdxl", "sd3": "sd3"}
 CASES = [
     (path.parent.name, path.stem, mode)
     for path in OF_METHODS
@@ -31,9 +32,11 @@ CASES = [
 @pytest.mark.parametrize(("preset", "method", "mode"), CASES, ids="-".join)
 def test_a_preset_resolves_for_its_method(preset: str, method: str, mode: str) -> None:
     """Options are known and of their types, and nothing else is said than what is in the file."""
-    stated = preset_options(preset, method, mode)
-    assert stated is not None
-    assert stated == {name: value for name, value in resolve_config(method, stated).flat().items() if name in stated}
+    found = read_preset(preset, method, mode)
+    stated = found.options
+    assert found.whole
+    alone = resolve_config(method, {**stated, "preset": "none"}).flat()
+    assert stated == {name: alone[name] for name in stated}
     config = resolve_config(method, {"preset": preset, "train_mode": mode})
     flat = config.flat()
     assert {name: flat[name] for name in stated} == stated
@@ -77,20 +80,27 @@ def test_whose_preset_it_is(model: str, preset: str | None, expected: str | None
     assert preset_name(model, preset) == expected
 
 
-def test_a_model_without_published_values_for_a_method_has_the_defaults() -> None:
-    hub = PUBLISHED["sd15"][0]
-    config = resolve_config("tdpo", {"pretrained_model_name_or_path": hub})
-    assert config.model.preset == "none"
-    assert config.optim.max_train_steps == 0
-    assert resolve_config("refl", {"pretrained_model_name_or_path": hub, "rewards": "clip"}).model.preset == "none"
-    assert find_preset(hub, "refl", "full") is not None
+@pytest.mark.parametrize("model", [name for names in PUBLISHED.values() for name in names])
+def test_a_method_without_published_values_has_those_of_the_model(model: str) -> None:
+    config = resolve_config("tdpo", {"pretrained_model_name_or_path": model})
+    assert (config.optim.mixed_precision, config.model.gradient_checkpointing) == ("fp16", True)
+    assert (config.optim.max_train_steps, config.optim.learning_rate) == (0, OptimOptions().learning_rate)
+    assert config.run.checkpointing_steps > 0
+    assert find_preset(model, "tdpo").whole is False  # type: ignore[union-attr]
+
+
+def test_one_step_models_are_sampled_in_one_step() -> None:
+    for name in ("stabilityai/sd-turbo", "stabilityai/sdxl-turbo"):
+        run = resolve_config("diffusion_dpo", {"pretrained_model_name_or_path": name}).run
+        assert (run.num_inference_steps, run.guidance_scale) == (1, 1.0)
+    turbo = {"pretrained_model_name_or_path": "stabilityai/sdxl-turbo", "train_mode": "full"}
+    assert resolve_config("diffusion_dpo", turbo).method_config.few_step_timesteps == 4
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--preset", "sd51"], "unknown preset 'sd51': did you mean 'sd15'?"),
-        (["--preset", "sd3", "--train_mode", "full"], "'diffusion_dpo' for --train_mode lora only, not for full"),
+        (["--preset", "sdlx"], "unknown preset 'sdlx': did you mean 'sdxl'?"),
     ],
 )
 def test_presets_that_are_not_there_are_refused(words: list[str], message: str) -> None:
@@ -98,11 +108,6 @@ def test_presets_that_are_not_there_are_refused(words: list[str], message: str) 
         parse_train(["--method", "diffusion_dpo", *words], "image", "x")
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
-
-
-def test_methods_without_values_name_those_that_have() -> None:
-    with pytest.raises(UserError, match=r"'sd3' has nothing for 'mapo', only for: diffusion_dpo, flow_grpo"):
-        resolve_config("mapo", {"preset": "sd3"})
 
 
 def test_the_users_options_come_first() -> None:
@@ -147,7 +152,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ("sd15", "dro", {"train_mode": "full", "rollout_steps": 2}),
         ("sdxl", "mapo", {}),
         ("sdxl", "diffusion_dpo", {"train_mode": "full"}),
+        ("sdxl-turbo", "diffusion_dpo", {"train_mode": "full"}),
         ("sd3", "diffusion_dpo", {}),
+        ("sd3", "mapo", {}),
         ("sd3", "flow_grpo", {"rewards": "incompressibility", "rollout_steps": 2, "images_per_prompt": 2}),
     ],
 )
@@ -164,6 +171,6 @@ def test_two_steps_under_a_preset(
     recorded = yaml.safe_load((result.folder / "config.yaml").read_text())
     assert result.steps == 2
     assert recorded["preset"] == preset
-    stated = preset_options(preset, method, changes.get("train_mode", "lora")) or {}
+    stated = read_preset(preset, method, changes.get("train_mode", "lora")).options
     kept = stated.keys() - {*small, *quiet, *changes}
     assert {name: recorded[name] for name in kept} == {name: stated[name] for name in kept}
