@@ -144,7 +144,7 @@ class OptimOptions:
         scale_lr: rule that multiplies the rate by the global batch or its root; "none" leaves it.
         lr_scheduler: shape of the rate over the run.
         lr_warmup_steps: optimizer steps of linear warm-up.
-        optimizer: optimizer by name; adamw8bit needs the quant extra.
+        optimizer: by name; adamw8bit needs the quant extra, adafactor steps by the given rate itself.
         sgd_momentum: Nesterov momentum of sgd.
         adam_beta1: first moment decay. This and the next four: diffusers' training scripts.
         adam_beta2: second moment decay.

@@ -68,6 +68,21 @@ def test_optimizers_step(name: str) -> None:
     assert (p < 1).all()
 
 
+@pytest.mark.parametrize("scale", [1e-3, 0.05, 10.0])
+def test_adafactor_steps_by_the_rate_whatever_the_scale_of_the_weights(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(64, 32), (8, 4, 3, 3), (50,)]
+    starts = [scale * torch.randn(shape, generator=generator) for shape in shapes]
+    weights = [torch.nn.Parameter(start.clone()) for start in starts]
+    options = OptimOptions(optimizer="adafactor", learning_rate=1e-3, adam_weight_decay=0.0)
+    optimizer = build_optimizer([ParameterGroup(weights)], options, torch.device("cpu"))
+    for weight in weights:
+        weight.grad = 1e-4 * torch.randn(weight.shape, generator=generator)
+    optimizer.step()
+    for weight, start in zip(weights, starts, strict=True):
+        assert (weight.detach() - start).square().mean().sqrt().item() == pytest.approx(1e-3, rel=0.15)
+
+
 def test_absent_optimizer_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from diffalign.errors import UserError
 from diffalign.training.checkpoint import RunIdentity, list_checkpoints
 from diffalign.training.trackers import METRICS_FILE
 from tests.interface.fakes import RunningStatistic
+from tests.training.runs import train
 from tests.training.support import OPTIM, everything, toy_trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +46,19 @@ def test_five_and_five_steps_are_ten(tmp_path: Path) -> None:
     assert expected.keys() == got.keys()
     for name, value in expected.items():
         assert torch.equal(value, got[name]), name
+
+
+def test_adafactor_resumes_to_the_bit(model: str, pairs: str, tmp_path: Path) -> None:
+    """Its state is rows and columns for matrices, whole for vectors, and a number of steps."""
+    changes = {"train_mode": "full", "optimizer": "adafactor", "learning_rate": 1e-4, "num_validation_images": 0}
+    train(pairs, model, tmp_path / "straight", **changes)
+    train(pairs, model, tmp_path / "halves", **changes, max_train_steps=2)
+    train(pairs, model, tmp_path / "halves", **changes, resume_from_checkpoint="latest")
+    for name in ("weights", "state"):
+        file = f"checkpoints/step-00000004/{name}.safetensors"
+        straight, halves = load_file(tmp_path / "straight" / file), load_file(tmp_path / "halves" / file)
+        assert straight.keys() == halves.keys()
+        assert all(torch.equal(value, halves[key]) for key, value in straight.items())
 
 
 def test_an_average_switched_on_at_resume_begins_at_the_trained_weights(tmp_path: Path) -> None:
