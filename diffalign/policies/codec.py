@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from diffalign.errors import UserError
 
@@ -81,11 +83,28 @@ class LatentCodec:
         return (latents.float() - self._shift.to(latents.device)) * self._scale.to(latents.device)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode scaled latents to float32 pixels (rows, 3, height, width) in [0, 1], differentiably."""
+        """Decode scaled latents to float32 pixels (rows, 3, height, width) in [0, 1], differentiably.
+
+        For a gradient only the latents are kept. A decoder's activations, gigabytes for an image of 512 pixels, are
+        computed again in backward: one part of the rows at a time, and block by block where the VAE can.
+        """
         unscaled = latents.float() / self._scale.to(latents.device) + self._shift.to(latents.device)
         height, width = (side * self.downsampling for side in latents.shape[-2:])
-        decoded = self._in_parts(lambda part: self._vae.decode(part, return_dict=False)[0], unscaled, height * width)
+        network = self._decode_part
+        if torch.is_grad_enabled() and latents.requires_grad:
+            network = partial(checkpoint, self._decode_part, use_reentrant=False)
+        decoded = self._in_parts(network, unscaled, height * width)
         return (torch.cat(decoded).float() / 2 + 0.5).clamp(0, 1)
+
+    def _decode_part(self, latents: Tensor) -> Tensor:
+        blocks = getattr(self._vae, "_supports_gradient_checkpointing", False)
+        if not torch.is_grad_enabled() or not blocks or self._vae.is_gradient_checkpointing:
+            return self._vae.decode(latents, return_dict=False)[0]
+        self._vae.enable_gradient_checkpointing()
+        try:
+            return self._vae.decode(latents, return_dict=False)[0]
+        finally:
+            self._vae.disable_gradient_checkpointing()
 
     def _in_parts(self, network: Callable[[Tensor], Any], rows: Tensor, pixels: int) -> list[Any]:
         """Return what a network makes of rows of so many pixels each, part by part."""

@@ -158,11 +158,28 @@ class TestVerbs:
             assert torch.equal(policy.decode(NOISE), pixels)
             assert torch.equal(policy.encode_images(pixels), latents)
 
-    def test_decoding_is_differentiable(self, family: str) -> None:
+    def test_decoding_is_differentiable_and_keeps_the_latents_alone(self, family: str) -> None:
+        """The gradient is that of the bare VAE to the bit, and its activations are not kept for it."""
+        policy, vae = tiny_policy(family), tiny_policy(family)._pipeline.vae
+        saved: set[int] = set()
+
+        def keep(value: Tensor) -> Tensor:
+            saved.add(value.nbytes)
+            return value
+
         latents = (NOISE * 0.1).requires_grad_()
-        tiny_policy(family).decode(latents).mean().backward()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            pixels = policy.decode(latents)
+        assert max(saved) <= pixels.nbytes  # latents, and the pixels that are clamped
+        pixels.square().mean().backward()
+        assert not policy._pipeline.vae.is_gradient_checkpointing  # as it was
+
+        bare, config = (NOISE * 0.1).requires_grad_(), vae.config
+        decoded = vae.decode(bare / config.scaling_factor + (config.shift_factor or 0.0)).sample
+        (decoded / 2 + 0.5).clamp(0, 1).square().mean().backward()
         assert latents.grad is not None
         assert latents.grad.abs().sum() > 0
+        torch.testing.assert_close(latents.grad, bare.grad)
 
     def test_everything_starts_frozen(self, family: str) -> None:
         assert not any(p.requires_grad for part in tiny_policy(family).parts for p in part.parameters())
