@@ -31,17 +31,25 @@ class Probe:
     Args:
         prompts: the captions; the seeds are their places.
         num_steps, guidance_scale: how they are sampled.
+        resolution: (height, width) in pixels; None for the model's own.
     """
 
     prompts: tuple[str, ...]
     num_steps: int
     guidance_scale: float
+    resolution: tuple[int, int] | None = None
 
     def sample(self, policy: Policy) -> Samples:
         """Sample every caption with the weights that the policy has now."""
         seeds = range(len(self.prompts))
-        settings: dict[str, Any] = {"num_steps": self.num_steps, "guidance_scale": self.guidance_scale}
-        latents = generate_latents(policy, self.prompts, seeds, **settings)
+        latents = generate_latents(
+            policy,
+            self.prompts,
+            seeds,
+            num_steps=self.num_steps,
+            guidance_scale=self.guidance_scale,
+            resolution=self.resolution,
+        )
         return Samples(latents.float().cpu(), decode_images(policy, latents))
 
     def predict(self, policy: Policy, latents: Tensor) -> Tensor:
@@ -51,7 +59,7 @@ class Probe:
         timesteps = process.timestep_at(indices.repeat_interleave(len(latents))).to(policy.device)
         clean = latents.to(policy.device).repeat(len(_NOISED), *[1] * (latents.dim() - 1))
         noise = randn_rows(torch.arange(rows), clean.shape[1:], "probe", policy.device)
-        sizes = {"original_size": policy.default_resolution}
+        sizes = {"original_size": self.resolution or policy.default_resolution}
         condition = policy.with_size(policy.encode_prompts(self.prompts * len(_NOISED)), sizes)
         with policy.inference():
             return policy.predict(process.add_noise(clean, noise, timesteps), timesteps, condition).float().cpu()
@@ -144,7 +152,7 @@ def appearance(images: Tensor) -> dict[str, float]:
 
 
 def _text(probe: Probe) -> str:
-    settings: Sequence[Any] = (list(probe.prompts), probe.num_steps, probe.guidance_scale)
+    settings: Sequence[Any] = (list(probe.prompts), probe.num_steps, probe.guidance_scale, probe.resolution)
     return json.dumps(settings)
 
 

@@ -49,6 +49,7 @@ class ImageEvaluator:
         seeds: one a caption.
         rewards: name -> reward.
         primary: the reward whose win rate is reported.
+        resolution: (height, width) of the images in pixels; None for the model's own.
     """
 
     prompts: Sequence[str]
@@ -56,6 +57,7 @@ class ImageEvaluator:
     seeds: Sequence[int]
     rewards: Mapping[str, Reward]
     primary: str
+    resolution: tuple[int, int] | None = None
 
     def evaluate(self, policy: Policy, num_steps: int, guidance_scale: float, batch_size: int = 64) -> Evaluation:
         """Sample every caption with its seed and score the images.
@@ -66,7 +68,13 @@ class ImageEvaluator:
             batch_size: images sampled at once.
         """
         images = generate(
-            policy, self.prompts, self.seeds, num_steps=num_steps, guidance_scale=guidance_scale, batch_size=batch_size
+            policy,
+            self.prompts,
+            self.seeds,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            resolution=self.resolution,
+            batch_size=batch_size,
         )
         return self.score(images)
 

@@ -125,7 +125,8 @@ def build_run(
             )
         flat = {**config.flat(), "output_dir": str(folder)}
         card = partial(model_card, method.name, method.paper, domain.library, flat)
-        record = RunRecord(identity, flat, metadata={"method": method.name}, header=header, card=card)
+        metadata = {"method": method.name, **domain.weights_header(config, policy)}
+        record = RunRecord(identity, flat, metadata=metadata, header=header, card=card)
         if processes.shards > 1:  # the last thing before training: all parameters are there, and identified
             shard(networks_of(ctx), processes.device, processes.shards)
         return Trainer(

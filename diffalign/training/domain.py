@@ -71,6 +71,10 @@ class Domain(ABC):
         """Return the run with what it leaves to the model, and tell the model what the run makes of it."""
         return config
 
+    def weights_header(self, config: TrainConfig, policy: Any) -> Mapping[str, str]:
+        """Return what the header of exported weights says of the run besides its method."""
+        return {}
+
     def load_rewards(
         self, specs: Sequence[RewardSpec], device: torch.device, given: Mapping[str, Any]
     ) -> Mapping[str, Any]:

@@ -69,6 +69,10 @@ class ImageDomain(Domain):
         steps, guidance = run.num_inference_steps or steps, run.guidance_scale or guidance
         return replace(config, run=replace(run, num_inference_steps=steps, guidance_scale=guidance))
 
+    def weights_header(self, config: TrainConfig, policy: Policy) -> Mapping[str, str]:
+        height, width = _resolution(config, policy)
+        return {"resolution": f"{height}x{width}"}
+
     def load_rewards(
         self, specs: Sequence[RewardSpec], device: torch.device, given: Mapping[str, Reward]
     ) -> Mapping[str, Reward]:
@@ -128,8 +132,7 @@ class ImageDomain(Domain):
         return LoadedData(dataset.examples, encoder, encoder.prepare, rows, notes)
 
     def activation_bytes(self, policy: Policy, config: TrainConfig) -> int:
-        side = config.data.resolution
-        height, width = (side, side) if side else policy.default_resolution
+        height, width = _resolution(config, policy)
         latents = torch.empty(1, *policy.latent_shape(height, width), device="meta", dtype=policy.dtype)
         condition = policy.with_size(policy.null_condition(1), {"original_size": torch.tensor([[height, width]])})
         ghostly = Condition({name: value.to("meta") for name, value in condition.tensors.items()})
@@ -168,8 +171,15 @@ class ImageDomain(Domain):
                 seeds=range(len(held.prompts)),
                 rewards={name: judges.get(name) or load_reward(name, policy.device) for name in names},
                 primary=next(iter(names)),
+                resolution=_resolution(config, policy),
             )
-        return ImageObserver(policy, prompts, evaluator, run, console, watched)
+        return ImageObserver(policy, prompts, evaluator, run, _resolution(config, policy), console, watched)
+
+
+def _resolution(config: TrainConfig, policy: Policy) -> tuple[int, int]:
+    """Return (height, width) of the run's images in pixels."""
+    side = config.data.resolution
+    return (side, side) if side else policy.default_resolution
 
 
 def _grid_prompts(run: RunOptions, dataset: ExampleSet[Example] | StreamSet, held: HeldOut | None) -> list[str]:

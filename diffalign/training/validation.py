@@ -31,6 +31,7 @@ class ImageObserver:
         prompts: captions of the grid.
         evaluator: held-out captions and rewards, if any.
         options: sampling settings.
+        resolution: (height, width) of all images in pixels: what the run trains on.
         console: where the table is printed.
         watched: the reward of the evaluator that early stopping watches; empty for none.
     """
@@ -41,12 +42,13 @@ class ImageObserver:
         prompts: Sequence[str],
         evaluator: ImageEvaluator | None,
         options: RunOptions,
+        resolution: tuple[int, int],
         console: Console | None = None,
         watched: str = "",
     ) -> None:
         self._policy, self._evaluator = policy, evaluator
-        self._probe = Probe(tuple(prompts), options.num_inference_steps, options.guidance_scale)
-        self._options, self._console, self._watched = options, console, watched
+        self._probe = Probe(tuple(prompts), options.num_inference_steps, options.guidance_scale, resolution)
+        self._options, self._resolution, self._console, self._watched = options, resolution, console, watched
 
     def before(self, folder: RunFolder) -> float | None:
         """Draw the start, and score it."""
@@ -82,7 +84,11 @@ class ImageObserver:
                 name: torch.tensor(values) for name, values in json.loads(recorded.read_text(encoding="utf-8")).items()
             }
             before = Evaluation(scores, after.kinds, after.images[:0])
-            settings = {name: getattr(self._options, name) for name in ("num_inference_steps", "guidance_scale")}
+            settings = {
+                "num_inference_steps": self._options.num_inference_steps,
+                "guidance_scale": self._options.guidance_scale,
+                "resolution": list(self._resolution),
+            }
             summary = {**before_and_after(before, after, self._evaluator, settings), **summary}
             print_table(summary, self._console)
         if summary:
