@@ -1,4 +1,4 @@
-"""Looking at an image model while it trains: grids with the same seeds, held-out scores before and after."""
+"""Looking at an image model while it trains: grids with the same seeds, scores before and after."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from diffalign.evaluation.drift import Probe, Samples, Start, appearance
 from diffalign.evaluation.evaluator import Evaluation, ImageEvaluator
 from diffalign.policies.base import Policy
 from diffalign.training.config import RunOptions
+from diffalign.training.judged import LookedAt
 from diffalign.training.runfolder import RunFolder
 from diffalign.training.summary import before_and_after, print_table, write_summary
 from diffalign.training.trackers import Tracker
@@ -24,12 +25,12 @@ _BEFORE = "before.json"
 
 
 class ImageObserver:
-    """Draws the same captions with the same seeds before, during and after a run, and scores held-out ones.
+    """Draws the same captions with the same seeds before, during and after a run, and scores others.
 
     Args:
         policy: the model, with whatever weights it has when a hook is called.
-        prompts: captions of the grid.
-        evaluator: held-out captions and rewards, if any.
+        captions: of the grid, and where those that are scored come from.
+        evaluator: captions and rewards that score them, if any.
         options: sampling settings.
         resolution: (height, width) of all images in pixels: what the run trains on.
         console: where the table is printed.
@@ -39,15 +40,15 @@ class ImageObserver:
     def __init__(
         self,
         policy: Policy,
-        prompts: Sequence[str],
+        captions: LookedAt,
         evaluator: ImageEvaluator | None,
         options: RunOptions,
         resolution: tuple[int, int],
         console: Console | None = None,
         watched: str = "",
     ) -> None:
-        self._policy, self._evaluator = policy, evaluator
-        self._probe = Probe(tuple(prompts), options.num_inference_steps, options.guidance_scale, resolution)
+        self._policy, self._evaluator, self._origin = policy, evaluator, captions.origin
+        self._probe = Probe(captions.grid, options.num_inference_steps, options.guidance_scale, resolution)
         self._options, self._resolution, self._console, self._watched = options, resolution, console, watched
 
     def before(self, folder: RunFolder) -> float | None:
@@ -62,13 +63,13 @@ class ImageObserver:
         return self._watched_mean(start)
 
     def during(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> float | None:
-        """Draw the grid and log its figures; score the held-out captions where a reward watches."""
+        """Draw the grid and log its figures; score the other captions where a reward watches."""
         self._figures(step, folder, trackers)
         if not self._watched:
             return None
         now = self._evaluate()
         for tracker in trackers:
-            tracker.log(step, {f"held_out/{name}": mean for name, mean in now.means().items()})
+            tracker.log(step, {f"{self._origin}/{name}": mean for name, mean in now.means().items()})
         return self._watched_mean(now)
 
     def after(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> dict[str, Any]:
@@ -88,6 +89,7 @@ class ImageObserver:
                 "num_inference_steps": self._options.num_inference_steps,
                 "guidance_scale": self._options.guidance_scale,
                 "resolution": list(self._resolution),
+                "captions": self._origin,
             }
             summary = {**before_and_after(before, after, self._evaluator, settings), **summary}
             print_table(summary, self._console)

@@ -156,7 +156,7 @@ def test_a_run_logs_what_it_watches_and_how_far_it_drifted(tmp_path: Path) -> No
         assert by_step[step]["drift/pixel"] > 0
         assert by_step[step]["drift/prediction"] > 0
         assert by_step[step].keys() >= {"samples/colourfulness", "samples/diversity", "loss"}
-    assert "held_out/incompressibility" in by_step[1]
+    assert "validation/incompressibility" in by_step[1]
     assert result.summary["rewards"].keys() == {"incompressibility"}
     assert result.summary["samples"]["drift/latent"] == by_step[result.steps]["drift/latent"]
     assert json.loads((result.folder / "summary.json").read_text()) == result.summary

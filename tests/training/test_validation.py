@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
+from diffalign.data.held_out import hold_out
+from diffalign.data.schema import Example, ExampleSet, StreamSet
+from diffalign.errors import UserError
 from diffalign.evaluation.evaluator import ImageEvaluator
 from diffalign.policies.saving import read_lora_metadata
 from tests.training.runs import LORA, train
@@ -45,3 +49,78 @@ def test_without_a_resolution_it_is_the_models(model: str, pairs: str, tmp_path:
     with Image.open(result.folder / "validation" / "step-00000001.png") as grid:
         assert grid.size == (16, 16)
     assert read_lora_metadata(result.folder / LORA)["resolution"] == "16x16"
+
+
+WATCH = {"early_stop_reward": "incompressibility", "validation_steps": 1, "num_validation_images": 2}
+
+
+def drawn(folder: Path) -> list[str]:
+    lines = (folder / "validation" / "prompts.txt").read_text().splitlines()
+    return [line.split(": ", 1)[1] for line in lines]
+
+
+def test_a_file_of_captions_is_judged_beyond_the_grid(model: str, pairs: str, tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text("A  0\na dog\n\na cat\na cow\n")
+    given = {**WATCH, "validation_prompts": [str(tmp_path / "captions.txt")], "max_train_steps": 1}
+    result, said = train(pairs, model, tmp_path / "all", **given)
+    assert drawn(result.folder) == ["A  0", "a dog"]
+    assert result.summary["captions"] == 4
+    assert result.summary["settings"]["captions"] == "validation"
+    assert "note: 1 of 4 captions that --early_stop_reward judges are trained on" in said
+    assert "4 validation captions, same seeds" in said
+    names = (result.folder / "metrics.jsonl").read_text()
+    assert "held_out/" not in names
+    result, _ = train(pairs, model, tmp_path / "three", **given, early_stop_prompts=3)
+    assert result.summary["captions"] == 3
+
+
+def test_captions_that_are_taken_out_of_the_data_are_judged(model: str, pairs: str, tmp_path: Path) -> None:
+    result, said = train(pairs, model, tmp_path / "run", **WATCH, held_out_prompts=2, max_train_steps=2)
+    assert "3 examples; 2 examples of 2 held-out captions" in said
+    assert "judges are trained on" not in said
+    assert result.summary["captions"] == 2
+    assert result.summary["settings"]["captions"] == "held_out"
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert any("held_out/incompressibility" in line for line in lines)
+
+
+def test_held_out_captions_do_not_depend_on_the_others() -> None:
+    """Nor are they trained on in another spelling, or as what another image mismatches."""
+    names = [f"a {index}" for index in range(20)]
+    examples = [Example(str(index), (name,)) for index, name in enumerate(names)]
+    held = hold_out(ExampleSet("prompts", examples), 5)
+    assert held.held_out is not None
+    chosen = held.held_out("tune", 5, 0).prompts
+    assert held.held_out("tune", 2, 0).prompts == chosen[:2]
+    assert len(held.examples) == 15
+    fewer = hold_out(ExampleSet("prompts", [e for e in examples if e.prompts[0] != chosen[0]]), 4)
+    assert fewer.held_out is not None
+    assert fewer.held_out("tune", 4, 0).prompts == chosen[1:]
+    other = Example("other", (chosen[0].upper().replace(" ", "  "),))
+    wrong = Example("wrong", (names[0], chosen[1]))
+    assert hold_out(ExampleSet("prompts", [*examples, other, wrong]), 5).examples == held.examples
+
+
+def test_a_stream_has_no_captions_to_take_out() -> None:
+    with pytest.raises(UserError, match="a data set that is not streamed: give captions by --validation_prompts"):
+        hold_out(StreamSet("pairs", lambda: iter(())), 1)
+
+
+def test_a_reward_that_reads_descriptions_wants_them(model: str, pairs: str, tmp_path: Path) -> None:
+    from diffalign.world.grammar import prompts
+
+    watch = {**WATCH, "early_stop_reward": "graded", "max_train_steps": 1}
+    with pytest.raises(UserError, match="the reward graded reads a description of each caption"):
+        train(pairs, model, tmp_path / "bare", **watch, validation_prompts=["a red circle"])
+    rows = [{"prompt": record.text, "metadata": record.metadata} for record in prompts("tune", 3, 0)]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result, _ = train(pairs, model, tmp_path / "run", **watch, validation_prompts=[str(tmp_path / "captions.jsonl")])
+    assert result.summary["rewards"].keys() == {"graded"}
+
+
+def test_the_bundled_world_is_judged_by_captions_of_its_own(model: str, tmp_path: Path) -> None:
+    few = {"max_train_samples": 4, "max_train_steps": 1, "evaluation_prompts": 0, "early_stop_prompts": 3}
+    result, _ = train("bundled", model, tmp_path / "run", **WATCH, **few)
+    assert result.summary["captions"] == 3
+    assert result.summary["settings"]["captions"] == "held_out"
+    assert result.summary["rewards"].keys() == {"incompressibility"}
