@@ -23,8 +23,8 @@ from diffalign.text.observer import TextObserver
 from diffalign.text.policy import TextPolicy
 from diffalign.training.config import DataOptions, ModelOptions, TrainConfig
 from diffalign.training.domain import EVALUATION_SEED, EVALUATION_SPLIT, Domain, LoadedData
-from diffalign.training.loop import Observer
 from diffalign.training.memory import saved_bytes
+from diffalign.training.observing import Observer
 from diffalign.training.processes import Processes
 
 _TYPICAL_TOKENS = 1024

@@ -16,7 +16,7 @@ from diffalign.policies.base import BasePolicy
 from diffalign.rewards.compose import RewardSpec
 from diffalign.strategies.base import DataKind
 from diffalign.training.config import ModelOptions, TrainConfig
-from diffalign.training.loop import Observer
+from diffalign.training.observing import Observer
 from diffalign.training.processes import Processes
 from diffalign.training.source import Encode
 

@@ -31,8 +31,8 @@ from diffalign.strategies.base import DataKind
 from diffalign.training.config import DataOptions, ModelOptions, TrainConfig
 from diffalign.training.domain import Domain, LoadedData
 from diffalign.training.judged import looked_at
-from diffalign.training.loop import Observer
 from diffalign.training.memory import saved_bytes
+from diffalign.training.observing import Observer
 from diffalign.training.processes import Processes
 from diffalign.training.progress import work_shown
 from diffalign.training.validation import ImageObserver

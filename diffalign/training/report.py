@@ -63,7 +63,7 @@ class Reporter:
         first: int,
         total: int,
     ) -> None:
-        self._trackers, self._display, self._watch = trackers, display, stopwatch
+        self._processes, self._trackers, self._display, self._watch = processes, trackers, display, stopwatch
         self._interval, self._first, self._total = logging_steps, first, total
         self._averages, self._spent = Metrics(processes), spent
         self._examples, self._seconds = 0.0, 0.0
@@ -93,8 +93,7 @@ class Reporter:
         if ended:
             spent = {name: value for name, value in self._spent.state_dict().items() if value}  # few methods sample
             self.metrics = rounded({**self._averages.read(), **spent})
-            for tracker in self._trackers:
-                tracker.log(step, self.metrics)
+            self._processes.on_main(lambda: self._log(step))
             self._flat_intervals = self._flat_intervals + 1 if self.metrics.get("flat_groups") == 1 else 0
             if self._flat_intervals == FLAT_INTERVALS:
                 self._display.note(
@@ -105,3 +104,7 @@ class Reporter:
         if step - self._first == WARM_UP:
             self._display.forecast(self._watch, self._examples, self._seconds, self._total - step)
             self._watch.exact = False
+
+    def _log(self, step: int) -> None:
+        for tracker in self._trackers:
+            tracker.log(step, self.metrics)

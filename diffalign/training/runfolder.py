@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -24,6 +25,7 @@ CONFIG_FILE = "config.yaml"
 _RUNS = Path("runs")
 _PACKAGES = ("diffalign", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "datasets")
 
+_UNWRITABLE = {getattr(errno, name, errno.ENOSPC) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES")}
 _RECORDS = {CONFIG_FILE, "environment.json", "before.json", "metrics.jsonl"}
 _LEFT_OVER = _RECORDS | {"tensorboard", "wandb", "validation", "checkpoints"}
 """What a run may have written before its first checkpoint."""
@@ -149,7 +151,24 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._write_records(config)
         except OSError as error:
-            raise UserError(f"cannot write to the run folder {self.path}: {error}") from error
+            raise self._unwritable(error) from error
+
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """Say which folder it is that cannot be written.
+
+        Raises:
+            UserError: where there is no space or no permission.
+        """
+        try:
+            yield
+        except OSError as error:  # broken connections are of this class, too
+            if error.errno not in _UNWRITABLE:
+                raise
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"cannot write to the run folder {self.path}: {error}")
 
     def _write_records(self, config: Mapping[str, Any]) -> None:
         (self.path / CONFIG_FILE).write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
