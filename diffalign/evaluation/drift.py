@@ -15,8 +15,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from diffalign.data.team import Alone, Team
 from diffalign.diffusion.random import randn_rows
-from diffalign.inference.generate import decode_images, generate_latents
+from diffalign.evaluation.sharing import latents_together
+from diffalign.inference.generate import decode_images
 from diffalign.policies.base import Policy
 from diffalign.policies.saving import write_safetensors
 
@@ -39,18 +41,21 @@ class Probe:
     guidance_scale: float
     resolution: tuple[int, int] | None = None
 
-    def sample(self, policy: Policy) -> Samples:
-        """Sample every caption with the weights that the policy has now."""
-        seeds = range(len(self.prompts))
-        latents = generate_latents(
+    def latents(self, policy: Policy, team: Team) -> Tensor:
+        """Sample every caption with the weights that the policy has now, all processes together."""
+        return latents_together(
             policy,
             self.prompts,
-            seeds,
+            range(len(self.prompts)),
+            team,
             num_steps=self.num_steps,
             guidance_scale=self.guidance_scale,
             resolution=self.resolution,
         )
-        return Samples(latents.float().cpu(), decode_images(policy, latents))
+
+    def sample(self, policy: Policy) -> Samples:
+        """Sample every caption with the weights that the policy has now."""
+        return Samples.of(policy, self.latents(policy, Alone()))
 
     def predict(self, policy: Policy, latents: Tensor) -> Tensor:
         """Return what the policy predicts for given latents (n, channels, ...), noised to a few levels, (3 n, ...)."""
@@ -76,6 +81,11 @@ class Samples:
 
     latents: Tensor
     images: Tensor
+
+    @staticmethod
+    def of(policy: Policy, latents: Tensor) -> Samples:
+        """Decode latents."""
+        return Samples(latents.float().cpu(), decode_images(policy, latents))
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from diffalign.training.domain import Domain, LoadedData, domain_of
 from diffalign.training.header import model_line, rate_origin
 from diffalign.training.loop import RunRecord, RunResult, Trainer
 from diffalign.training.memory import Networks, estimate, refuse_if_too_large
+from diffalign.training.observing import Observer
 from diffalign.training.optim import scaled_learning_rate
 from diffalign.training.preflight import check_data, check_options, check_rewards
 from diffalign.training.processes import Processes
@@ -109,7 +110,8 @@ def build_run(
         strategy.build(ctx)
         identity = _identity(config, ctx, plan)
         _check_resumed(config, folder, processes, asdict(identity))
-        observer = processes.on_main(lambda: domain.observer(policy, read, config, watched, console))
+        made: list[Observer | None] = []
+        processes.together(lambda: made.append(domain.observer(policy, read, config, watched, processes, console)))
         data = domain.prepare_data(read, config, policy, processes, console)
         source = _source(data, config, plan, processes)
         ctx.total_steps = _total_steps(config, source, strategy.updates_per_batch)
@@ -131,7 +133,7 @@ def build_run(
             shard(networks_of(ctx), processes.device, processes.shards)
         return Trainer(
             strategy, ctx, source, processes, optim=config.optim, run=run, learning_rate=rate, folder=folder,
-            record=record, epochs=epochs, observer=observer, trackers=trackers, console=console, claim=claim,
+            record=record, epochs=epochs, observer=made[0], trackers=trackers, console=console, claim=claim,
         )  # fmt: skip
 
 

@@ -121,15 +121,24 @@ class Domain(ABC):
 
     @abstractmethod
     def observer(
-        self, policy: Any, dataset: Any, config: TrainConfig, judges: Mapping[str, Any], console: Any
+        self,
+        policy: Any,
+        dataset: Any,
+        config: TrainConfig,
+        judges: Mapping[str, Any],
+        processes: Processes,
+        console: Any,
     ) -> Observer | None:
         """Return what looks at the model before, during and after the run; None where there is nothing to look at.
+
+        All processes call this, and all or none have an observer; rewards are the main one's.
 
         Args:
             policy: the model.
             dataset: as it was read.
             config: the run.
             judges: rewards that are loaded already, by label: the one that early stopping watches.
+            processes: share out what is sampled.
             console: where results go.
         """
 

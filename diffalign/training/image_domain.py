@@ -151,6 +151,7 @@ class ImageDomain(Domain):
         dataset: ExampleSet[Example] | StreamSet,
         config: TrainConfig,
         judges: Mapping[str, Reward],
+        processes: Processes,
         console: Any,
     ) -> Observer | None:
         run, captions = config.run, looked_at(config, dataset)
@@ -160,7 +161,8 @@ class ImageDomain(Domain):
         evaluator = None
         if judged is not None:
             names = dict.fromkeys([*judged.rewards, *([watched] if watched else [])])
-            rewards = {name: judges.get(name) or load_reward(name, policy.device) for name in names}
+            loaded = names if processes.is_main else ()
+            rewards = {name: judges.get(name) or load_reward(name, policy.device) for name in loaded}
             captions.require_descriptions(rewards)
             if console is not None and (known := captions.trained_on(dataset)):
                 note = f"note: {known} of {len(judged.prompts)} captions that --early_stop_reward judges are trained on"
@@ -173,7 +175,7 @@ class ImageDomain(Domain):
                 primary=next(iter(names)),
                 resolution=_resolution(config, policy),
             )
-        return ImageObserver(policy, captions, evaluator, run, _resolution(config, policy), console, watched)
+        return ImageObserver(policy, captions, evaluator, run, _resolution(config, policy), processes, console, watched)
 
 
 def _resolution(config: TrainConfig, policy: Policy) -> tuple[int, int]:

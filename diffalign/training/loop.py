@@ -276,13 +276,7 @@ class Trainer:
         return self._on_main(opened) or []
 
     def _on_main(self, work: Callable[[], T]) -> T | None:
-        """Let the main process write; where it cannot, or a tracker fails, all end and none waits for it."""
-
-        def guarded() -> T:
-            with self._folder.written():
-                return work()
-
-        return self._processes.on_main(guarded)
+        return self._folder.on_main(self._processes, work)
 
     def _resume(self) -> None:
         if self._run.resume_from_checkpoint is None:
@@ -334,16 +328,10 @@ class Trainer:
             self._early_stop.look(self.ctx.step, value)
 
     def _observe(self, look: Callable[[Observer], Any]) -> Any:
-        """Let the observer look, on the main process, while the others wait."""
-        if not self._anywhere(self._observer is not None):
-            return None
-        with gathered([self.ctx.policy.module]):
-            return self._on_main(lambda: self._seen(look))
-
-    def _seen(self, look: Callable[[Observer], Any]) -> Any:
+        """Let the observers of all processes look, in the precision that is trained in."""
         if self._observer is None:
             return None
-        with looking(self.ctx), self._advised("validation"):
+        with gathered([self.ctx.policy.module]), looking(self.ctx), self._advised("validation"), self._stepper.mixed():
             return look(self._observer)
 
     def _export(self) -> None:

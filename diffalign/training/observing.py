@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from diffalign.strategies.base import Context
+from diffalign.training.processes import Processes
 from diffalign.training.runfolder import RunFolder
 from diffalign.training.trackers import Tracker
 
@@ -16,8 +17,10 @@ from diffalign.training.trackers import Tracker
 class Observer(Protocol):
     """Looks at the model besides training: validation grids, scores before and after.
 
-    It runs on the main process, with the moving average in the place of the weights where there is one. The first two
-    return what early stopping watches, if anything.
+    Every process has one, or none has. All call a hook together, with the moving average in the place of the weights
+    where there is one and in the run's mixed precision; only the main one's has trackers, and what it returns counts:
+    of the first two what early stopping watches, if anything. What a hook does on one process alone it does in a way
+    that ends all of them (:meth:`RunFolder.on_main`).
     """
 
     def before(self, folder: RunFolder) -> float | None: ...
@@ -25,6 +28,27 @@ class Observer(Protocol):
     def during(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> float | None: ...
 
     def after(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> dict[str, Any]: ...
+
+
+class OnMain:
+    """Lets an observer look on the main process, while the others wait; an :class:`Observer` itself.
+
+    Args:
+        observer: looks.
+        processes: all of them.
+    """
+
+    def __init__(self, observer: Observer, processes: Processes) -> None:
+        self._observer, self._processes = observer, processes
+
+    def before(self, folder: RunFolder) -> float | None:
+        return folder.on_main(self._processes, lambda: self._observer.before(folder))
+
+    def during(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> float | None:
+        return folder.on_main(self._processes, lambda: self._observer.during(step, folder, trackers))
+
+    def after(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> dict[str, Any]:
+        return folder.on_main(self._processes, lambda: self._observer.after(step, folder, trackers)) or {}
 
 
 @contextmanager

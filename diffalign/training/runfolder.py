@@ -10,16 +10,19 @@ import shutil
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from diffalign.errors import UserError
 from diffalign.training.checkpoint import list_checkpoints
+from diffalign.training.processes import Processes
+
+T = TypeVar("T")
 
 CONFIG_FILE = "config.yaml"
 _RUNS = Path("runs")
@@ -153,19 +156,25 @@ class RunFolder:
         except OSError as error:
             raise self._unwritable(error) from error
 
-    @contextmanager
-    def written(self) -> Iterator[None]:
-        """Say which folder it is that cannot be written.
+    def on_main(self, processes: Processes, work: Callable[[], T]) -> T | None:
+        """Let the main process alone write, or do what else can fail.
+
+        Returns:
+            the result on the main process, None on the others.
 
         Raises:
-            UserError: where there is no space or no permission.
+            UserError: on every process where it fails, so that none waits; no space or permission names the folder.
         """
-        try:
-            yield
-        except OSError as error:  # broken connections are of this class, too
-            if error.errno not in _UNWRITABLE:
-                raise
-            raise self._unwritable(error) from error
+
+        def guarded() -> T:
+            try:
+                return work()
+            except OSError as error:  # broken connections are of this class, too
+                if error.errno not in _UNWRITABLE:
+                    raise
+                raise self._unwritable(error) from error
+
+        return processes.on_main(guarded)
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"cannot write to the run folder {self.path}: {error}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +12,9 @@ import pytest
 
 from diffalign.errors import RunStopped, UserError
 from diffalign.training import checkpoint, runfolder
+from diffalign.training.observing import OnMain
+from diffalign.training.runfolder import RunFolder
+from diffalign.training.trackers import Tracker
 from tests.meeting import Meeting, meet
 from tests.training.support import toy_trainer
 
@@ -21,6 +24,19 @@ def fails(error: Exception) -> Callable[..., Any]:
         raise error
 
     return fail
+
+
+class Quiet:
+    """Sees nothing."""
+
+    def before(self, folder: RunFolder) -> float | None:
+        return None
+
+    def during(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> float | None:
+        return None
+
+    def after(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> dict[str, Any]:
+        return {}
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -40,7 +56,8 @@ def no_tracker(trainer: Any, patch: pytest.MonkeyPatch) -> None:
 
 
 def no_grid(trainer: Any, patch: pytest.MonkeyPatch) -> None:
-    trainer._observer = SimpleNamespace(before=fails(FULL))
+    """The observers of all meet at what the main one does alone."""
+    trainer._observer._observer = SimpleNamespace(before=fails(FULL))
 
 
 def no_weights(trainer: Any, patch: pytest.MonkeyPatch) -> None:
@@ -68,6 +85,7 @@ def test_no_process_waits_for_one_that_has_ended(
     def run(processes: Meeting) -> None:
         trainer = toy_trainer(tmp_path / "run", steps=2, processes=processes)
         object.__setattr__(trainer._record, "card", lambda *_: "a card")
+        trainer._observer = OnMain(Quiet(), processes)
         if processes.is_main:
             spoil(trainer, monkeypatch)
         kind = Exception if processes.is_main else UserError

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
 from diffalign.data.held_out import hold_out
 from diffalign.data.schema import Example, ExampleSet, StreamSet
+from diffalign.data.team import Alone
 from diffalign.errors import UserError
+from diffalign.evaluation import sharing
 from diffalign.evaluation.evaluator import ImageEvaluator
+from diffalign.evaluation.sharing import latents_together
+from diffalign.inference.generate import generate_latents
+from diffalign.policies.base import Policy
 from diffalign.policies.saving import read_lora_metadata
+from diffalign.policies.unet import UNetPolicy
+from diffalign.rewards.jpeg import JpegSize
+from diffalign.rewards.loading import load_reward
+from diffalign.training.config import RunOptions
+from diffalign.training.judged import LookedAt
+from diffalign.training.processes import Processes
+from diffalign.training.runfolder import RunFolder
+from diffalign.training.validation import ImageObserver
+from tests.factories import tiny_policy
+from tests.meeting import meet
 from tests.training.runs import LORA, train
 
 
@@ -124,3 +141,87 @@ def test_the_bundled_world_is_judged_by_captions_of_its_own(model: str, tmp_path
     assert result.summary["captions"] == 3
     assert result.summary["settings"]["captions"] == "held_out"
     assert result.summary["rewards"].keys() == {"incompressibility"}
+
+
+def test_the_precision_is_that_of_training_and_rewards_keep_theirs(
+    model: str, pairs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed: dict[str, set[bool]] = {"predict": set(), "score": set()}
+
+    def watched(owner: type, name: str) -> None:
+        inner = getattr(owner, name)
+
+        def seen(*arguments: Any, **named: Any) -> Any:
+            mixed[name].add(torch.is_autocast_enabled("cpu"))
+            return inner(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, seen)
+
+    watched(UNetPolicy, "predict")
+    watched(JpegSize, "score")
+    brief = {"train_mode": "full", "mixed_precision": "bf16", "max_train_steps": 1, "validation_prompts": ["a cat"]}
+    train(pairs, model, tmp_path / "run", **WATCH, **brief)
+    assert mixed == {"predict": {True}, "score": {False}}
+
+
+def test_processes_share_out_what_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, seeds = ["a cat", "a dog", "a cow"], [3, 1, 2]
+    settings = {"num_steps": 2, "guidance_scale": 2.0, "resolution": (32, 16)}
+    expected = generate_latents(tiny_policy("sd"), prompts, seeds, **settings)  # type: ignore[arg-type]
+    assert torch.equal(latents_together(tiny_policy("sd"), prompts, seeds, Alone(), **settings), expected)  # type: ignore[arg-type]
+    sampled: list[list[str]] = []
+
+    def counted(policy: Policy, prompts: Sequence[str], *arguments: Any, **named: Any) -> Tensor:
+        sampled.append(list(prompts))
+        return generate_latents(policy, prompts, *arguments, **named)
+
+    monkeypatch.setattr(sharing, "generate_latents", counted)
+    models = [tiny_policy("sd") for _ in range(4)]  # not in threads, which share one generator
+    for count, parts in ((2, [["a cat", "a cow"], ["a dog"]]), (4, [["a cat"], ["a cow"], ["a dog"]])):
+        sampled.clear()
+        found = meet(count, lambda team: latents_together(models[team.rank], prompts, seeds, team, **settings))  # type: ignore[arg-type]
+        assert sorted(sampled) == parts
+        for latents in found:
+            assert torch.allclose(latents, expected, atol=1e-5)
+
+
+def observer(processes: Processes, policy: Policy, watched: str = "incompressibility") -> ImageObserver:
+    seen = LookedAt(("a cat", "a dog", "a cow"))
+    rewards = {watched: load_reward(watched)} if processes.is_main else {}
+    evaluator = ImageEvaluator(["a cat", "a dog"], [{}, {}], [0, 1], rewards, watched, (16, 16))
+    options = RunOptions(num_inference_steps=2, guidance_scale=2.0)
+    return ImageObserver(policy, seen, evaluator, options, (16, 16), processes, watched=watched)
+
+
+def test_two_processes_see_what_one_sees(tmp_path: Path) -> None:
+    models = [tiny_policy("sd") for _ in range(2)]
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+
+    def look(processes: Processes, folder: Path) -> tuple[float | None, float | None, dict[str, Any]]:
+        sees, run = observer(processes, models[processes.rank]), RunFolder(folder)
+        return sees.before(run), sees.during(1, run, ()), sees.after(1, run, ())
+
+    one = look(Processes(), tmp_path / "one")
+    two, other = meet(2, lambda processes: look(processes, tmp_path / "two"))
+    assert two[0] == pytest.approx(one[0], rel=1e-3)
+    assert two[0] == two[1]
+    assert two[2].keys() == one[2].keys()
+    assert other == (None, None, {})
+    files = [sorted(str(p.relative_to(f)) for p in f.rglob("*")) for f in (tmp_path / "one", tmp_path / "two")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sampling_that_fails_in_one_process_ends_both(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [tiny_policy("sd") for _ in range(2)]
+    monkeypatch.setattr(models[rank], "latent_shape", lambda *_: 1 / 0)
+
+    def look(processes: Processes) -> None:
+        sees = observer(processes, models[processes.rank])
+        with pytest.raises(ZeroDivisionError if processes.rank == rank else UserError):
+            sees.before(RunFolder(tmp_path))
+
+    meet(2, look)
