@@ -19,8 +19,9 @@ from diffalign.references import CachedReference, Reference, start_full, start_l
 from diffalign.rewards.compose import RewardSpec, parse_rewards
 from diffalign.strategies.base import Context, Spec, Strategy
 from diffalign.strategies.registry import get_method
+from diffalign.training.batch_plan import BatchPlan, plan_batches
 from diffalign.training.checkpoint import RunIdentity, refuse_other_run
-from diffalign.training.config import BatchPlan, TrainConfig, plan_batches
+from diffalign.training.config import TrainConfig
 from diffalign.training.domain import Domain, LoadedData, domain_of
 from diffalign.training.header import model_line, rate_origin
 from diffalign.training.loop import RunRecord, RunResult, Trainer
@@ -170,14 +171,16 @@ def _rewards(
     domain: Domain, spec: Spec, config: TrainConfig, processes: Processes, given: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Load the rewards that are trained on and, on the main process, the one that early stopping watches, by label."""
+    options = config.reward
     with processes.main_first():
         specs = parse_rewards(config.reward.rewards) if spec.needs_reward else []
-        rewards = domain.load_rewards(specs, processes.device, given) if specs else {}
+        rewards = domain.load_rewards(specs, options, processes.device, given) if specs else {}
     check_rewards(rewards, spec, config)
     name, _, source = config.run.early_stop_reward.partition("@")
     watched = [RewardSpec(name, source=source or None)] if name else []
-    judge = processes.on_main(lambda: domain.load_rewards(watched, processes.device, {})) if watched else None
-    return rewards, judge or {}
+    if not watched:
+        return rewards, {}
+    return rewards, processes.on_main(lambda: domain.load_rewards(watched, options, processes.device, {})) or {}
 
 
 def _context(

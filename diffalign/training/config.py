@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from diffalign.errors import UserError, require_at_least
 
+SAME_DEVICE = "same"
+"""Where rewards are unless they are told otherwise: with the model."""
+
 
 @dataclass(frozen=True)
 class ModelOptions:
@@ -125,10 +128,15 @@ class RewardOptions:
         rewards: ``NAME[@SOURCE][:WEIGHT]`` separated by commas, or a YAML file (``docs/rewards.md``).
         on_reward_failure: what happens to an image for which a reward raises or gives no finite number: "stop" saves it
             and ends the run, "skip" saves it, leaves it out and counts it.
+        reward_dtype: type in which networks of rewards compute, of all that judge the run; where it is not given,
+            float32, and bfloat16 for large vision-language models (hpsv3, judges) on CUDA.
+        reward_device: where they are: "same" as the model, "cpu", "cuda:N".
     """
 
     rewards: str = ""
     on_reward_failure: Literal["stop", "skip"] = "stop"
+    reward_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    reward_device: str = SAME_DEVICE
 
 
 @dataclass(frozen=True)
@@ -331,56 +339,6 @@ def option_defaults(config_class: type) -> dict[str, Any]:
                 )
             defaults[f.name] = f.default_factory() if callable(f.default_factory) else f.default
     return defaults
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """How examples make up one optimizer step: ``micro * accumulation * world_size == global_batch``."""
-
-    micro: int
-    accumulation: int
-    world_size: int
-
-    @property
-    def global_batch(self) -> int:
-        """Examples in one optimizer step over all processes."""
-        return self.micro * self.accumulation * self.world_size
-
-    @property
-    def equation(self) -> str:
-        """The plan as a line for the run's header."""
-        return (
-            f"global batch {self.global_batch} = micro batch {self.micro} x accumulation {self.accumulation}"
-            f" x {self.world_size} process{'es' if self.world_size > 1 else ''}"
-        )
-
-
-def plan_batches(optim: OptimOptions, world_size: int) -> BatchPlan:
-    """Derive the missing one of global batch, micro batch and accumulation.
-
-    Raises:
-        UserError: if the three contradict each other for this number of processes.
-    """
-    micro, accumulation, total = optim.train_batch_size, optim.gradient_accumulation_steps, optim.global_batch_pairs
-    if not total:
-        return BatchPlan(micro, max(accumulation, 1), world_size)
-    if accumulation:
-        require(
-            micro * accumulation * world_size == total,
-            f"--train_batch_size {micro} x --gradient_accumulation_steps {accumulation} x {world_size} process(es) is "
-            f"{micro * accumulation * world_size}, not --global_batch_pairs {total}: leave one of them out",
-        )
-        return BatchPlan(micro, accumulation, world_size)
-    if total % world_size:
-        raise UserError(f"--global_batch_pairs {total} cannot be shared evenly by {world_size} processes")
-    share = total // world_size
-    micro = min(micro, share)
-    require(
-        share % micro == 0,
-        f"--global_batch_pairs {total} over {world_size} process(es) leaves {share} examples each, which is no "
-        f"multiple of --train_batch_size {micro}",
-    )
-    return BatchPlan(micro, share // micro, world_size)
 
 
 def require(condition: bool, message: str) -> None:

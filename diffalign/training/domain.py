@@ -15,7 +15,7 @@ from diffalign.errors import UserError
 from diffalign.policies.base import BasePolicy
 from diffalign.rewards.compose import RewardSpec
 from diffalign.strategies.base import DataKind
-from diffalign.training.config import ModelOptions, TrainConfig
+from diffalign.training.config import ModelOptions, RewardOptions, TrainConfig
 from diffalign.training.observing import Observer
 from diffalign.training.processes import Processes
 from diffalign.training.source import Encode
@@ -76,9 +76,18 @@ class Domain(ABC):
         return {}
 
     def load_rewards(
-        self, specs: Sequence[RewardSpec], device: torch.device, given: Mapping[str, Any]
+        self, specs: Sequence[RewardSpec], options: RewardOptions, device: torch.device, given: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """Load rewards: label -> reward; ``given`` holds those that are Python objects.
+        """Load rewards.
+
+        Args:
+            specs: which.
+            options: where and how their networks run.
+            device: of the model.
+            given: those that are Python objects, by label.
+
+        Returns:
+            label -> reward.
 
         Raises:
             UserError: for an unknown reward, or where the modality has none by name.

@@ -28,7 +28,7 @@ from diffalign.rewards.base import Reward
 from diffalign.rewards.compose import RewardSpec, load_parts
 from diffalign.rewards.loading import load_reward
 from diffalign.strategies.base import DataKind
-from diffalign.training.config import DataOptions, ModelOptions, TrainConfig
+from diffalign.training.config import SAME_DEVICE, DataOptions, ModelOptions, RewardOptions, TrainConfig
 from diffalign.training.domain import Domain, LoadedData
 from diffalign.training.judged import looked_at
 from diffalign.training.memory import saved_bytes
@@ -75,9 +75,9 @@ class ImageDomain(Domain):
         return {"resolution": f"{height}x{width}"}
 
     def load_rewards(
-        self, specs: Sequence[RewardSpec], device: torch.device, given: Mapping[str, Reward]
+        self, specs: Sequence[RewardSpec], options: RewardOptions, device: torch.device, given: Mapping[str, Reward]
     ) -> Mapping[str, Reward]:
-        return load_parts(specs, device, given=given)
+        return load_parts(specs, *_place_of_rewards(options, device), given)
 
     def read_data(self, source: Any, kind: DataKind, config: TrainConfig) -> ExampleSet[Example] | StreamSet:
         found = load_examples(source, kind, _source_options(config.data, config.optim.seed))
@@ -161,8 +161,8 @@ class ImageDomain(Domain):
         evaluator = None
         if judged is not None:
             names = dict.fromkeys([*judged.rewards, *([watched] if watched else [])])
-            loaded = names if processes.is_main else ()
-            rewards = {name: judges.get(name) or load_reward(name, policy.device) for name in loaded}
+            loaded, place = names if processes.is_main else (), _place_of_rewards(config.reward, policy.device)
+            rewards = {name: judges.get(name) or load_reward(name, *place) for name in loaded}
             captions.require_descriptions(rewards)
             if console is not None and (known := captions.trained_on(dataset)):
                 note = f"note: {known} of {len(judged.prompts)} captions that --early_stop_reward judges are trained on"
@@ -176,6 +176,12 @@ class ImageDomain(Domain):
                 resolution=_resolution(config, policy),
             )
         return ImageObserver(policy, captions, evaluator, run, _resolution(config, policy), processes, console, watched)
+
+
+def _place_of_rewards(options: RewardOptions, device: torch.device) -> tuple[torch.device, torch.dtype | None]:
+    """Return where networks of rewards are, and their type; None for their own."""
+    place = device if options.reward_device == SAME_DEVICE else torch.device(options.reward_device)
+    return place, getattr(torch, options.reward_dtype) if options.reward_dtype else None
 
 
 def _resolution(config: TrainConfig, policy: Policy) -> tuple[int, int]:

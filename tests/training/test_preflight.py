@@ -57,6 +57,14 @@ BEFORE_THE_MODEL: dict[str, tuple[dict[str, Any], str]] = {
     "a file of captions that is not there": ({"validation_prompts": ["gone.txt"]}, "there is no prompt file gone.txt"),
     "more held-out captions than there are": ({"held_out_prompts": 5}, "leaves nothing to train on: .* has 5 captions"),
     "a reward that does not exist": ({"method": "ddpo", "rewards": "pickscor"}, "did you mean 'pickscore'"),
+    "a device that is not there": (
+        {"method": "ddpo", "rewards": "pickscore", "reward_device": "gpu"},
+        r"--reward_device gpu cannot be used here .*; choose same, cpu, cuda, cuda:N or mps",
+    ),
+    "a type that does not exist": (
+        {"method": "ddpo", "rewards": "pickscore", "reward_dtype": "half"},
+        "'reward_dtype' is 'half', .* must be one of 'float32', 'bfloat16', 'float16' or None",
+    ),
     "a reward without gradient": ({"method": "refl", "rewards": "incompressibility"}, "has no gradient"),
     "a reward that reads what is not there": ({"method": "ddpo", "rewards": "verifier"}, "a column 'metadata'"),
     "pairs without scores": ({"method": "smpo"}, "needs a score of both images of a pair, yet '0' .5 of 5 pairs."),
