@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -127,6 +128,39 @@ def test_export_is_the_moving_average(tmp_path: Path) -> None:
     assert average is not None
     assert torch.equal(exported, average.state_dict()["vectors.default"])
     assert not torch.equal(exported, trainer.ctx.policy.adapters.vector())
+
+
+def test_an_average_is_lent_to_the_parameters_and_not_copied(tmp_path: Path) -> None:
+    trainer = toy_trainer(tmp_path / "run", Squares(), steps=3, optim=OPTIM)
+    trainer.fit()
+    average, named = trainer._stepper.average, trainer.trainables.named
+    assert average is not None
+    values = {name: value.clone() for name, value in trainer.trainables.state_dict().items()}
+    places = {name: parameter.data_ptr() for name, parameter in named.items()}
+    objects = dict(named)
+    with suppress(KeyError), average.applied():  # what comes back comes back after an exception, too
+        for name, lent in average.state_dict().items():
+            assert named[name].data_ptr() == lent.data_ptr()
+            assert not torch.equal(lent, values[name])
+        raise KeyError
+    assert all(named[name] is parameter for name, parameter in objects.items())  # as the optimizer knows them
+    assert {name: parameter.data_ptr() for name, parameter in named.items()} == places
+    assert all(torch.equal(named[name], value) for name, value in values.items())
+
+
+def test_values_of_another_kind_are_copied(tmp_path: Path) -> None:
+    trainables = toy_trainer(tmp_path / "run").trainables
+    (name, parameter), *_ = trainables.named.items()
+    given = {name: parameter.detach().float() + 1 for name, parameter in trainables.named.items()}
+    before = parameter.detach().clone()
+    with trainables.holding(given):
+        assert parameter.dtype is torch.float64
+        assert torch.equal(parameter, given[name].double())
+        assert parameter.data_ptr() != given[name].data_ptr()
+    assert torch.equal(parameter, before)
+    with pytest.raises(UserError, match="has shape"), trainables.holding({name: torch.zeros(3) for name in given}):
+        pass
+    assert torch.equal(parameter, before)
 
 
 def test_terms_that_ignore_the_policy_are_caught(tmp_path: Path) -> None:
