@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffalign.batch import Batch
 from diffalign.errors import RunStopped, UserError
@@ -216,6 +218,31 @@ class Neighboured:
 
     def lend(self, batch: Batch | None) -> Batch:
         return toy_batch([3])
+
+
+class Rounded(TorchDispatchMode):
+    """Notes what is rounded to half precision, without holding it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies: list[StorageWeakRef] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._to_copy.default and result.dtype is torch.bfloat16:
+            self.copies.append(StorageWeakRef(result.untyped_storage()))
+        return result
+
+
+@pytest.mark.parametrize("in_shards", [False, True])
+def test_a_process_of_several_keeps_no_copy_of_all_weights(in_shards: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast remembers the rounded weights of a whole pass, shards or not."""
+    monkeypatch.setattr("diffalign.training.update.is_sharded", lambda module: in_shards)
+    step = GradientPass(Squares(), Context(policy=ToyPolicy()), [], Neighboured(0), torch.bfloat16)  # type: ignore[arg-type]
+    layer, pixels = torch.nn.Linear(4, 4, bias=False), torch.ones(2, 4, dtype=torch.bfloat16)
+    with step.mixed(), Rounded() as rounded, torch.no_grad():
+        layer(pixels)
+        assert [copy.expired() for copy in rounded.copies] == [in_shards]
 
 
 def test_a_lent_micro_batch_adds_nothing_whatever_its_loss_is(monkeypatch: pytest.MonkeyPatch) -> None:

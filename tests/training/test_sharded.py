@@ -40,6 +40,16 @@ def test_each_process_keeps_half_of_the_weights(sharded: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
+def test_half_precision_rounds_in_shards_as_it_does_whole(
+    sharded: Path, model: str, pairs: str, tmp_path: Path
+) -> None:
+    train(pairs, model, tmp_path / "one", **RUNS["bf16"])
+    (one,), (two,) = curve(tmp_path / "one"), curve(sharded / "bf16")
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+    assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=2e-2)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_processes_see_together_what_one_sees(sharded: Path, model: str, pairs: str, tmp_path: Path) -> None:
     train(pairs, model, tmp_path / "one", **RUNS["watched"])
     for a, b in zip(*(seen(folder / name) for folder, name in ((tmp_path, "one"), (sharded, "watched"))), strict=True):

@@ -29,6 +29,14 @@ RUNS: dict[str, dict[str, Any]] = {
     "lora": {**GENTLE, "max_train_steps": 2, "num_validation_images": 1},
     # inversions are as long as the examples' timesteps ask
     "inpo": {**GENTLE, "method": "inpo", "max_train_steps": 1, "num_inversion_steps": 4},
+    "bf16": {
+        "method": "sft",
+        "train_mode": "full",
+        "mixed_precision": "bf16",
+        "gradient_checkpointing": True,
+        "max_train_steps": 1,
+        "num_validation_images": 0,
+    },
     "watched": {
         **GENTLE,
         "max_train_steps": 2,
