@@ -21,11 +21,24 @@ def choose_device(name: str = AUTO) -> str:
     if name == AUTO:
         here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         return next((device for device, found in here.items() if found), "cpu")
+    require_device(name, "--device", AUTO)
+    return name
+
+
+def require_device(name: str, option: str, *words: str) -> None:
+    """Refuse a device that cannot be used.
+
+    Args:
+        name: as torch names devices.
+        option: that names it.
+        words: what else the option takes.
+
+    Raises:
+        UserError: for a name that torch does not know, or a device that is not here.
+    """
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as problem:
         reason = str(problem).strip().splitlines()[0]
-        raise UserError(
-            f"--device {name} cannot be used here ({reason}); choose auto, cpu, cuda, cuda:N or mps"
-        ) from None
-    return name
+        known = ", ".join([*words, "cpu", "cuda", "cuda:N"])
+        raise UserError(f"{option} {name} cannot be used here ({reason}); choose {known} or mps") from None

@@ -34,7 +34,10 @@ def score_command(argv: Sequence[str], rewards: str | None = None, prog: str = "
     parser.add_argument("--output", type=Path | None, default=None, help="JSONL file for the score of every image")
     parser.add_argument("--device", type=str, default="auto", help="where networks run; auto: an accelerator, if any")
     parser.add_argument(
-        "--dtype", type=Literal["float32", "bfloat16", "float16"], default="float32", help="how networks run"
+        "--dtype",
+        type=Literal["float32", "bfloat16", "float16"] | None,
+        default=None,
+        help="how networks run; float32, large vision-language models on CUDA bfloat16, where it is not given",
     )
     parser.add_argument("--batch_size", type=int, default=16, help="pictures scored at once")
     options = parser.parse_args(list(argv))
@@ -46,7 +49,8 @@ def score_command(argv: Sequence[str], rewards: str | None = None, prog: str = "
     from diffalign.rewards.scoring import read_items, score_items, write_scores
 
     items = read_items(options.images, options.prompts)
-    parts = load_parts(parse_rewards(options.rewards), choose_device(options.device), getattr(torch, options.dtype))
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    parts = load_parts(parse_rewards(options.rewards), choose_device(options.device), dtype)
     scores = score_items(items, parts, options.batch_size)
     for label, values in scores.items():
         low, high = values.min().item(), values.max().item()

@@ -15,8 +15,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from diffalign.data.team import Alone, Team
 from diffalign.diffusion.random import randn_rows
-from diffalign.inference.generate import decode_images, generate_latents
+from diffalign.evaluation.sharing import latents_together
+from diffalign.inference.generate import decode_images
 from diffalign.policies.base import Policy
 from diffalign.policies.saving import write_safetensors
 
@@ -31,18 +33,29 @@ class Probe:
     Args:
         prompts: the captions; the seeds are their places.
         num_steps, guidance_scale: how they are sampled.
+        resolution: (height, width) in pixels; None for the model's own.
     """
 
     prompts: tuple[str, ...]
     num_steps: int
     guidance_scale: float
+    resolution: tuple[int, int] | None = None
+
+    def latents(self, policy: Policy, team: Team) -> Tensor:
+        """Sample every caption with the weights that the policy has now, all processes together."""
+        return latents_together(
+            policy,
+            self.prompts,
+            range(len(self.prompts)),
+            team,
+            num_steps=self.num_steps,
+            guidance_scale=self.guidance_scale,
+            resolution=self.resolution,
+        )
 
     def sample(self, policy: Policy) -> Samples:
         """Sample every caption with the weights that the policy has now."""
-        seeds = range(len(self.prompts))
-        settings: dict[str, Any] = {"num_steps": self.num_steps, "guidance_scale": self.guidance_scale}
-        latents = generate_latents(policy, self.prompts, seeds, **settings)
-        return Samples(latents.float().cpu(), decode_images(policy, latents))
+        return Samples.of(policy, self.latents(policy, Alone()))
 
     def predict(self, policy: Policy, latents: Tensor) -> Tensor:
         """Return what the policy predicts for given latents (n, channels, ...), noised to a few levels, (3 n, ...)."""
@@ -51,7 +64,7 @@ class Probe:
         timesteps = process.timestep_at(indices.repeat_interleave(len(latents))).to(policy.device)
         clean = latents.to(policy.device).repeat(len(_NOISED), *[1] * (latents.dim() - 1))
         noise = randn_rows(torch.arange(rows), clean.shape[1:], "probe", policy.device)
-        sizes = {"original_size": policy.default_resolution}
+        sizes = {"original_size": self.resolution or policy.default_resolution}
         condition = policy.with_size(policy.encode_prompts(self.prompts * len(_NOISED)), sizes)
         with policy.inference():
             return policy.predict(process.add_noise(clean, noise, timesteps), timesteps, condition).float().cpu()
@@ -68,6 +81,11 @@ class Samples:
 
     latents: Tensor
     images: Tensor
+
+    @staticmethod
+    def of(policy: Policy, latents: Tensor) -> Samples:
+        """Decode latents."""
+        return Samples(latents.float().cpu(), decode_images(policy, latents))
 
 
 @dataclass(frozen=True)
@@ -144,7 +162,7 @@ def appearance(images: Tensor) -> dict[str, float]:
 
 
 def _text(probe: Probe) -> str:
-    settings: Sequence[Any] = (list(probe.prompts), probe.num_steps, probe.guidance_scale)
+    settings: Sequence[Any] = (list(probe.prompts), probe.num_steps, probe.guidance_scale, probe.resolution)
     return json.dumps(settings)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffalign.data.team import Alone, Team
+from diffalign.evaluation.sharing import latents_together
 from diffalign.evaluation.winrate import Estimate, win_rate
-from diffalign.inference.generate import generate
+from diffalign.inference.generate import decode_images
 from diffalign.policies.base import Policy
 from diffalign.rewards.base import Reward
 
@@ -49,6 +52,7 @@ class ImageEvaluator:
         seeds: one a caption.
         rewards: name -> reward.
         primary: the reward whose win rate is reported.
+        resolution: (height, width) of the images in pixels; None for the model's own.
     """
 
     prompts: Sequence[str]
@@ -56,6 +60,7 @@ class ImageEvaluator:
     seeds: Sequence[int]
     rewards: Mapping[str, Reward]
     primary: str
+    resolution: tuple[int, int] | None = None
 
     def evaluate(self, policy: Policy, num_steps: int, guidance_scale: float, batch_size: int = 64) -> Evaluation:
         """Sample every caption with its seed and score the images.
@@ -65,15 +70,38 @@ class ImageEvaluator:
             num_steps, guidance_scale: sampling settings, the same before and after a run.
             batch_size: images sampled at once.
         """
-        images = generate(
-            policy, self.prompts, self.seeds, num_steps=num_steps, guidance_scale=guidance_scale, batch_size=batch_size
+        return self.judge(policy, self.latents(policy, num_steps, guidance_scale, Alone(), batch_size), batch_size)
+
+    def latents(
+        self, policy: Policy, num_steps: int, guidance_scale: float, team: Team, batch_size: int = 64
+    ) -> Tensor:
+        """Sample every caption with its seed, all processes together; arguments as of :meth:`evaluate`.
+
+        Returns:
+            (n, channels, ...), on every process.
+        """
+        return latents_together(
+            policy,
+            self.prompts,
+            self.seeds,
+            team,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            resolution=self.resolution,
+            batch_size=batch_size,
         )
-        return self.score(images)
+
+    def judge(self, policy: Policy, latents: Tensor, batch_size: int = 64) -> Evaluation:
+        """Decode latents (n, channels, ...) of the evaluator's captions, and score the images."""
+        return self.score(decode_images(policy, latents, batch_size))
 
     def score(self, images: Tensor) -> Evaluation:
-        """Score images (n, 3, height, width) that were drawn for the evaluator's captions."""
+        """Score images (n, 3, height, width) that were drawn for the evaluator's captions.
+
+        Rewards compute in their own precision, whatever mixed precision is on.
+        """
         scores = {}
-        with torch.no_grad():
+        with torch.no_grad(), _own_precision():
             for name, reward in self.rewards.items():
                 parts = [
                     reward.score(images[i : i + 64], self.prompts[i : i + 64], self.metadata[i : i + 64])
@@ -85,3 +113,13 @@ class ImageEvaluator:
     def compare(self, before: Evaluation, after: Evaluation) -> Estimate:
         """Win rate of ``after`` over ``before`` by the primary reward."""
         return win_rate(after.scores[self.primary], before.scores[self.primary])
+
+
+@contextmanager
+def _own_precision() -> Iterator[None]:
+    accelerator = torch.accelerator.current_accelerator()
+    kinds = {"cpu", *([accelerator.type] if accelerator is not None else [])}
+    with ExitStack() as stack:
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield

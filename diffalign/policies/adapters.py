@@ -60,6 +60,9 @@ class AdapterBank:
     Args:
         module: the network; adding an adapter freezes its own weights.
         default_targets: gives the targets of settings that name none.
+
+    Attributes:
+        version: rises whenever modules come to the network or leave it.
     """
 
     def __init__(self, module: nn.Module, default_targets: Callable[[], Sequence[str]] = tuple) -> None:
@@ -70,6 +73,7 @@ class AdapterBank:
         self._layers: dict[str, BaseTunerLayer] = {}
         self._active: str | None = None
         self._off = False
+        self.version = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -105,6 +109,7 @@ class AdapterBank:
         targets = tuple(settings.targets) or tuple(self._default_targets())
         self._check_targets(targets)
         settings = replace(settings, targets=targets, dropout=settings.dropout if trainable else 0.0)
+        self.version += 1
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self._inject(name, settings)
@@ -217,6 +222,7 @@ class AdapterBank:
         """Fold an adapter into the network's weights, and take all adapters off: for export, there is no way back."""
         self._require(name)
         self._switch(name, off=False)
+        self.version += 1
         for path, layer in self._layers.items():
             layer.merge(adapter_names=[name])
             parent, _, child = path.rpartition(".")
@@ -276,9 +282,11 @@ class AdapterBank:
     def _switch(self, active: str | None, off: bool) -> None:
         self._active, self._off = active, off
         for layer in self._layers.values():
-            # the public setters of peft also flip requires_grad, which must not happen here
-            layer._disable_adapters = off
-            layer._active_adapter = [] if active is None else [active]
+            # the public setters of peft also flip requires_grad, which must not happen here; Module.__setattr__ would
+            # take most of the time
+            flags = vars(layer)
+            flags["_disable_adapters"] = off
+            flags["_active_adapter"] = [] if active is None else [active]
 
     def _require(self, name: str) -> None:
         if name not in self._settings:

@@ -23,7 +23,7 @@ from diffalign.policies.fingerprint import fingerprint
 
 
 def _parts(module: nn.Module) -> list[nn.Module]:
-    """Return a module and all below it, looked up anew, since adapters change what there is."""
+    """Return a module and all below it."""
     parts = [module]
     for part in parts:  # grows meanwhile
         parts.extend(part.children())
@@ -47,6 +47,7 @@ class BasePolicy(ABC):
     def __init__(self, module: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
         self.module = module
         self._device, self._dtype = device, dtype
+        self._known: tuple[nn.Module, int, list[nn.Module]] | None = None
         self.adapters = AdapterBank(module, lambda: self.lora_targets)
 
     @property
@@ -62,13 +63,23 @@ class BasePolicy(ABC):
     @contextmanager
     def inference(self) -> Iterator[None]:
         """Evaluate without gradient and in eval mode (no adapter dropout); the mode of each module comes back."""
-        training = [part for part in _parts(self.module) if part.training]
+        training = [part for part in self._modules() if part.training]
         _set_mode(training, False)
         try:
             with torch.no_grad():
                 yield
         finally:
             _set_mode(training, True)
+
+    def _modules(self) -> list[nn.Module]:
+        """Return the network and all modules below it, looked up anew only where adapters have changed what there is.
+
+        A large network has thousands, and looking takes longer than a step of a small one.
+        """
+        module, version = self.module, self.adapters.version
+        if self._known is None or self._known[0] is not module or self._known[1] != version:
+            self._known = module, version, _parts(module)
+        return self._known[2]
 
     @property
     def companions(self) -> Sequence[nn.Module]:

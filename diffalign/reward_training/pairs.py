@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from diffalign.data.held_out import same_caption
 from diffalign.data.image_source import ImageSource
 from diffalign.data.pairing import utilities
 from diffalign.data.readers import BUNDLED, SourceOptions, open_records
@@ -92,7 +93,7 @@ def split_captions(pairs: Sequence[ScorerPair], held_out: float) -> tuple[list[S
     Raises:
         UserError: if nothing is left to train on.
     """
-    chosen = [derive_seed("held out", _words(pair.prompt)) / 2**63 < held_out for pair in pairs]
+    chosen = [derive_seed("held out", same_caption(pair.prompt)) / 2**63 < held_out for pair in pairs]
     trained = _counted(pair for pair, out in zip(pairs, chosen, strict=True) if not out)
     if not trained:
         raise UserError(f"all {len(pairs)} pairs fell into the held-out share {held_out:g}; lower it")
@@ -110,10 +111,6 @@ def draw_batch(pairs: Sequence[ScorerPair], step: int, batch_size: int, seed: in
         batch += [pairs[row] for row in order.tolist()]
         position += len(order)
     return batch
-
-
-def _words(caption: str) -> str:
-    return " ".join(caption.casefold().split())
 
 
 def _counted(pairs: Iterable[ScorerPair]) -> list[ScorerPair]:

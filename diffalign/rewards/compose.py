@@ -144,14 +144,14 @@ def _number(value: Any, what: str, name: str) -> float:
 def load_parts(
     specs: Sequence[RewardSpec],
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     given: Mapping[str, Reward] | None = None,
 ) -> dict[str, Reward]:
     """Load the rewards of a composition one by one, unweighted and with their transformation: label -> reward.
 
     Args:
         specs: the composition.
-        device, dtype: where and how networks run.
+        device, dtype: where and how networks run; see :func:`diffalign.rewards.loading.load_reward`.
         given: those that are Python objects, by label; they are used as they are.
 
     Raises:
@@ -182,7 +182,7 @@ def _given(spec: RewardSpec, given: Mapping[str, Reward]) -> Reward:
 
 
 def compose(
-    rewards: str | Sequence[Any], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    rewards: str | Sequence[Any], device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> Reward:
     """Load a composition as one reward.
 
@@ -192,7 +192,7 @@ def compose(
 
     Args:
         rewards: see :func:`parse_rewards`; or such a text in ``pareto(...)``.
-        device, dtype: where and how networks run.
+        device, dtype: where and how networks run; see :func:`diffalign.rewards.loading.load_reward`.
 
     Returns:
         the reward itself where there is one of weight 1, else their weighted sum, or their rank by fronts.

@@ -271,6 +271,6 @@ def patchify(image: Tensor, side: int, merged: int, frames: int) -> tuple[Tensor
     return patches.reshape(rows * columns, 3 * frames * side * side), [1, rows, columns]
 
 
-@register("hpsv3", summary="human preference by Qwen2-VL-7B with a head", paper="arXiv 2508.03789")
+@register("hpsv3", summary="human preference by Qwen2-VL-7B with a head", paper="arXiv 2508.03789", large=True)
 def _load(options: LoadOptions) -> Reward:
     return HPSv3.load(options.source or OFFICIAL, device=options.device, dtype=options.dtype)

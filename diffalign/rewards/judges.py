@@ -181,23 +181,38 @@ def _transcript(name: str, options: LoadOptions) -> Transcript:
     return Transcript(load_vlm(options.source, options.device, options.dtype))
 
 
-@register("unified_reward", summary="score of 1 to 5 by a vision-language judge, over 5", paper="arXiv 2503.05236")
+@register(
+    "unified_reward", summary="score of 1 to 5 by a vision-language judge, over 5", paper="arXiv 2503.05236", large=True
+)
 def _load_point(options: LoadOptions) -> Reward:
     return PointJudge(_transcript("unified_reward", options), POINT, final_score, "unified_reward")
 
 
 @register(
-    "unified_reward_axes", summary="alignment, coherence and style by a judge, their mean", paper="arXiv 2503.05236"
+    "unified_reward_axes",
+    summary="alignment, coherence and style by a judge, their mean",
+    paper="arXiv 2503.05236",
+    large=True,
 )
 def _load_axes(options: LoadOptions) -> Reward:
     return PointJudge(_transcript("unified_reward_axes", options), AXES_POINT, mean_of_axes, "unified_reward_axes")
 
 
-@register("unified_reward_pair", summary="share of duels won before a judge, both orders", paper="arXiv 2503.05236")
+@register(
+    "unified_reward_pair",
+    summary="share of duels won before a judge, both orders",
+    paper="arXiv 2503.05236",
+    large=True,
+)
 def _load_pair(options: LoadOptions) -> Reward:
     return PairJudge(_transcript("unified_reward_pair", options))
 
 
-@register("vqascore", summary="probability that a model says the picture shows the caption", paper="arXiv 2404.01291")
+@register(
+    "vqascore",
+    summary="probability that a model says the picture shows the caption",
+    paper="arXiv 2404.01291",
+    large=True,
+)
 def _load_vqa(options: LoadOptions) -> Reward:
     return VqaScore(_transcript("vqascore", options))

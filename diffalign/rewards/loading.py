@@ -11,14 +11,14 @@ from diffalign.rewards.base import Reward
 from diffalign.rewards.registry import LoadOptions, get_scorer
 
 
-def load_reward(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Reward:
+def load_reward(name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Reward:
     """Load one reward; for several, with weights, see :func:`diffalign.rewards.compose.compose`.
 
     Args:
         name: a registered scorer ("pickscore", "verifier", ...), "NAME@SOURCE" for one with other weights, or a
             PickScore-like CLIP model by bundled name, local folder or hub name.
         device: where its network runs.
-        dtype: how its network runs.
+        dtype: how its network runs; by default in float32, and large vision-language models in bfloat16 on CUDA.
 
     Raises:
         UserError: if there is no such reward.
@@ -26,4 +26,5 @@ def load_reward(name: str, device: str | torch.device = "cpu", dtype: torch.dtyp
     scorer, _, source = name.partition("@")
     if not source and (is_bundled(scorer) or "/" in scorer or Path(scorer).is_dir()):
         scorer, source = "pickscore", name
-    return get_scorer(scorer).load(LoadOptions(source or None, device, dtype))
+    found = get_scorer(scorer)
+    return found.load(LoadOptions(source or None, device, dtype or found.usual_dtype(device)))

@@ -42,25 +42,31 @@ class Scorer:
         summary: one line.
         paper: where it was published; empty where there is no paper.
         load: builds it.
+        large: its network has billions of weights.
     """
 
     name: str
     summary: str
     paper: str
     load: Loader
+    large: bool = False
+
+    def usual_dtype(self, device: str | torch.device) -> torch.dtype:
+        """Return how its networks run on a device where nobody says otherwise: large ones fit GPUs in bfloat16."""
+        return torch.bfloat16 if self.large and torch.device(device).type == "cuda" else torch.float32
 
 
 _SCORERS: dict[str, Scorer] = {}
 
 
-def register(name: str, *, summary: str, paper: str = "") -> Callable[[Loader], Loader]:
-    """Decorator that enters a loader in the table under ``name``."""
+def register(name: str, *, summary: str, paper: str = "", large: bool = False) -> Callable[[Loader], Loader]:
+    """Decorator that enters a loader in the table under ``name``; other arguments as of :class:`Scorer`."""
 
     def enter(load: Loader) -> Loader:
         known = _SCORERS.get(name)
         if known is not None and known.load.__module__ != load.__module__:
             raise ValueError(f"two scorers claim the name {name!r}: {known.load.__module__} and {load.__module__}")
-        _SCORERS[name] = Scorer(name, summary, paper, load)
+        _SCORERS[name] = Scorer(name, summary, paper, load, large)
         return load
 
     return enter

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffalign.errors import RunStopped, UserError
 from diffalign.rewards.base import Reward
+from diffalign.rewards.identity import networks
 
 OnFailure = Literal["stop", "skip"]
 
@@ -48,7 +49,7 @@ class RolloutScorer:
     reward: Reward
     folder: Path
     on_failure: OnFailure = "stop"
-    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1), repr=False)
+    _pool: ThreadPoolExecutor | None = field(default=None, init=False, repr=False)
 
     def submit(
         self,
@@ -58,6 +59,9 @@ class RolloutScorer:
         metadata: Sequence[Mapping[str, Any]] | None = None,
     ) -> Future[Scored]:
         """Score in a thread while sampling goes on; arguments as of :meth:`score`."""
+        if self._pool is None:
+            place = _place(self.reward, images)
+            self._pool = ThreadPoolExecutor(1, initializer=_make_current, initargs=(place,))
         return self._pool.submit(self.score, images, prompts, seeds, metadata)
 
     @torch.no_grad()
@@ -100,7 +104,8 @@ class RolloutScorer:
 
     def close(self) -> None:
         """End the thread; what waits to be scored is dropped."""
-        self._pool.shutdown(cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
     def _one_by_one(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None
@@ -124,3 +129,15 @@ class RolloutScorer:
         record = {"prompt": prompt, "seed": seed, "problem": problem}
         path.with_suffix(".json").write_text(json.dumps(record, indent=1), encoding="utf-8")
         return path
+
+
+def _place(reward: Reward, images: Tensor) -> torch.device:
+    """Return the accelerator that a reward works on: its networks', else that of the images it is given."""
+    held = (value for network in networks(reward) for value in (*network.parameters(), *network.buffers()))
+    return next((value.device for value in held if value.device.type == "cuda"), images.device)
+
+
+def _make_current(device: torch.device) -> None:
+    """Let the thread that calls this work on a device; threads begin on the first one, whatever their process is on."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)

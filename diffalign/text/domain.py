@@ -23,8 +23,8 @@ from diffalign.text.observer import TextObserver
 from diffalign.text.policy import TextPolicy
 from diffalign.training.config import DataOptions, ModelOptions, TrainConfig
 from diffalign.training.domain import EVALUATION_SEED, EVALUATION_SPLIT, Domain, LoadedData
-from diffalign.training.loop import Observer
 from diffalign.training.memory import saved_bytes
+from diffalign.training.observing import Observer, OnMain
 from diffalign.training.processes import Processes
 
 _TYPICAL_TOKENS = 1024
@@ -78,12 +78,19 @@ class TextDomain(Domain):
         return saved_bytes(policy.module, pass_through)
 
     def observer(
-        self, policy: TextPolicy, dataset: TextSet, config: TrainConfig, judges: Mapping[str, Any], console: Any
+        self,
+        policy: TextPolicy,
+        dataset: TextSet,
+        config: TrainConfig,
+        judges: Mapping[str, Any],
+        processes: Processes,
+        console: Any,
     ) -> Observer | None:
         count = config.run.evaluation_prompts
         if not count or not dataset.bundled:
             return None
-        return TextObserver(policy, writer_evaluator(EVALUATION_SPLIT, count, EVALUATION_SEED), console)
+        evaluator = writer_evaluator(EVALUATION_SPLIT, count, EVALUATION_SEED)
+        return OnMain(TextObserver(policy, evaluator, console), processes)
 
 
 def _source_options(options: DataOptions) -> SourceOptions:

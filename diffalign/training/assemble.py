@@ -19,12 +19,14 @@ from diffalign.references import CachedReference, Reference, start_full, start_l
 from diffalign.rewards.compose import RewardSpec, parse_rewards
 from diffalign.strategies.base import Context, Spec, Strategy
 from diffalign.strategies.registry import get_method
+from diffalign.training.batch_plan import BatchPlan, plan_batches
 from diffalign.training.checkpoint import RunIdentity, refuse_other_run
-from diffalign.training.config import BatchPlan, TrainConfig, plan_batches
+from diffalign.training.config import TrainConfig
 from diffalign.training.domain import Domain, LoadedData, domain_of
 from diffalign.training.header import model_line, rate_origin
 from diffalign.training.loop import RunRecord, RunResult, Trainer
 from diffalign.training.memory import Networks, estimate, refuse_if_too_large
+from diffalign.training.observing import Observer
 from diffalign.training.optim import scaled_learning_rate
 from diffalign.training.preflight import check_data, check_options, check_rewards
 from diffalign.training.processes import Processes
@@ -112,7 +114,8 @@ def build_run(
         strategy.build(ctx)
         identity = _identity(config, ctx, plan)
         _check_resumed(config, folder, processes, asdict(identity))
-        observer = processes.on_main(lambda: domain.observer(policy, read, config, watched, console))
+        made: list[Observer | None] = []
+        processes.together(lambda: made.append(domain.observer(policy, read, config, watched, processes, console)))
         data = domain.prepare_data(read, config, policy, processes, console)
         source = _source(data, config, plan, processes)
         ctx.total_steps = _total_steps(config, source, strategy.updates_per_batch)
@@ -128,12 +131,13 @@ def build_run(
             )
         flat = {**config.flat(), "output_dir": str(folder)}
         card = partial(model_card, method.name, method.paper, domain.library, flat)
-        record = RunRecord(identity, flat, metadata={"method": method.name}, header=header, card=card)
+        metadata = {"method": method.name, **domain.weights_header(config, policy)}
+        record = RunRecord(identity, flat, metadata=metadata, header=header, card=card)
         if processes.shards > 1:  # the last thing before training: all parameters are there, and identified
             shard(networks_of(ctx), processes.device, processes.shards)
         return Trainer(
             strategy, ctx, source, processes, optim=config.optim, run=run, learning_rate=rate, folder=folder,
-            record=record, epochs=epochs, observer=observer, trackers=trackers, console=console, claim=claim,
+            record=record, epochs=epochs, observer=made[0], trackers=trackers, console=console, claim=claim,
         )  # fmt: skip
 
 
@@ -170,14 +174,16 @@ def _rewards(
     domain: Domain, spec: Spec, config: TrainConfig, processes: Processes, given: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Load the rewards that are trained on and, on the main process, the one that early stopping watches, by label."""
+    options = config.reward
     with processes.main_first():
         specs = parse_rewards(config.reward.rewards) if spec.needs_reward else []
-        rewards = domain.load_rewards(specs, processes.device, given) if specs else {}
+        rewards = domain.load_rewards(specs, options, processes.device, given) if specs else {}
     check_rewards(rewards, spec, config)
     name, _, source = config.run.early_stop_reward.partition("@")
     watched = [RewardSpec(name, source=source or None)] if name else []
-    judge = processes.on_main(lambda: domain.load_rewards(watched, processes.device, {})) if watched else None
-    return rewards, judge or {}
+    if not watched:
+        return rewards, {}
+    return rewards, processes.on_main(lambda: domain.load_rewards(watched, options, processes.device, {})) or {}
 
 
 def _context(

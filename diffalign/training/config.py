@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from diffalign.errors import UserError, require_at_least
 
+SAME_DEVICE = "same"
+"""Where rewards are unless they are told otherwise: with the model."""
+
 
 @dataclass(frozen=True)
 class ModelOptions:
@@ -74,6 +77,8 @@ class DataOptions:
         aspect_buckets: group examples of like shape instead of cropping all to squares.
         caption_dropout: probability that an example is trained with the empty caption, decided once an example.
         max_train_samples: use only so many examples; 0 for all.
+        held_out_prompts: take so many captions out of training, with all their examples, to look at and judge the run
+            by; of a data set that brings held-out captions, those.
         streaming: read the source as a stream.
         strict: refuse a data set with unreadable images instead of skipping and counting them.
         cache_dir: folder for latents and prompt embeddings; None keeps them in memory.
@@ -99,6 +104,7 @@ class DataOptions:
     aspect_buckets: bool = False
     caption_dropout: float = 0.0
     max_train_samples: int = 0
+    held_out_prompts: int = 0
     streaming: bool = False
     strict: bool = False
     cache_dir: str | None = None
@@ -109,7 +115,8 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         require(0 <= self.caption_dropout <= 1, f"--caption_dropout must lie in [0, 1], not {self.caption_dropout}")
-        require_at_least(0, self, "max_length", "pinned_draws", "max_train_samples", "pair_margin", "resolution")
+        counts = ("max_length", "pinned_draws", "max_train_samples", "held_out_prompts")
+        require_at_least(0, self, *counts, "pair_margin", "resolution")
         require(not (self.streaming and self.pinned_draws), "--pinned_draws needs a data set that is not streamed")
 
 
@@ -121,10 +128,15 @@ class RewardOptions:
         rewards: ``NAME[@SOURCE][:WEIGHT]`` separated by commas, or a YAML file (``docs/rewards.md``).
         on_reward_failure: what happens to an image for which a reward raises or gives no finite number: "stop" saves it
             and ends the run, "skip" saves it, leaves it out and counts it.
+        reward_dtype: type in which networks of rewards compute, of all that judge the run; where it is not given,
+            float32, and bfloat16 for large vision-language models (hpsv3, judges) on CUDA.
+        reward_device: where they are: "same" as the model, "cpu", "cuda:N".
     """
 
     rewards: str = ""
     on_reward_failure: Literal["stop", "skip"] = "stop"
+    reward_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    reward_device: str = SAME_DEVICE
 
 
 @dataclass(frozen=True)
@@ -204,8 +216,8 @@ class RunOptions:
         report_to: trackers besides ``metrics.jsonl``; "[]" for none. TensorBoard writes into the run folder; Weights &
             Biases stays offline with ``WANDB_MODE=offline``.
         logging_steps: write metrics every so many optimizer steps.
-        validation_prompts: captions drawn before and after (and every ``validation_steps``) with the same seeds;
-            empty for the data set's own.
+        validation_prompts: captions drawn before and after (and every ``validation_steps``) with the same seeds, or a
+            file of them (``.txt`` with one a line, ``.jsonl``); empty for held-out ones, else the data set's own.
         validation_steps: draw the grid every so many steps; 0 only at start and end.
         num_validation_images: how many of them.
         num_inference_steps: sampling steps for validation and evaluation; 0 for those of the model's pipeline in
@@ -215,7 +227,9 @@ class RunOptions:
         evaluation_prompts: held-out captions scored before and after the run, where the data set has a verifier or
             proxy reward; 0 switches it off.
         early_stop_reward: reward that watches the run and is not trained on, ``NAME[@SOURCE]`` (``docs/rewards.md``);
-            judged every ``validation_steps`` on held-out captions, or on the validation prompts where there are none.
+            judged every ``validation_steps`` on ``evaluation_prompts``, else ``validation_prompts``, else others that
+            are held out.
+        early_stop_prompts: captions that it judges at most, besides those of ``evaluation_prompts``. 64: ours.
         early_stop_patience: end the run after so many validations in a row without a new best of that reward, and keep
             the weights of the best.
         guard_patience: stop after so many consecutive steps with a zero or non-finite loss or gradient. 3: ours.
@@ -238,6 +252,7 @@ class RunOptions:
     guidance_scale: float = 0.0
     evaluation_prompts: int = 0
     early_stop_reward: str = ""
+    early_stop_prompts: int = 64
     early_stop_patience: int = 3
     guard_patience: int = 3
     spike_factor: float = 20.0
@@ -245,7 +260,7 @@ class RunOptions:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "early_stop_patience", "guard_patience", "logging_steps")
+        require_at_least(1, self, "early_stop_prompts", "early_stop_patience", "guard_patience", "logging_steps")
         intervals = ("checkpointing_steps", "checkpoints_total_limit", "validation_steps", "max_skipped_steps")
         sampling = ("num_validation_images", "num_inference_steps", "evaluation_prompts", "guidance_scale")
         require_at_least(0, self, *intervals, *sampling, "spike_factor")
@@ -320,56 +335,6 @@ def option_defaults(config_class: type) -> dict[str, Any]:
                 )
             defaults[f.name] = f.default_factory() if callable(f.default_factory) else f.default
     return defaults
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """How examples make up one optimizer step: ``micro * accumulation * world_size == global_batch``."""
-
-    micro: int
-    accumulation: int
-    world_size: int
-
-    @property
-    def global_batch(self) -> int:
-        """Examples in one optimizer step over all processes."""
-        return self.micro * self.accumulation * self.world_size
-
-    @property
-    def equation(self) -> str:
-        """The plan as a line for the run's header."""
-        return (
-            f"global batch {self.global_batch} = micro batch {self.micro} x accumulation {self.accumulation}"
-            f" x {self.world_size} process{'es' if self.world_size > 1 else ''}"
-        )
-
-
-def plan_batches(optim: OptimOptions, world_size: int) -> BatchPlan:
-    """Derive the missing one of global batch, micro batch and accumulation.
-
-    Raises:
-        UserError: if the three contradict each other for this number of processes.
-    """
-    micro, accumulation, total = optim.train_batch_size, optim.gradient_accumulation_steps, optim.global_batch_pairs
-    if not total:
-        return BatchPlan(micro, max(accumulation, 1), world_size)
-    if accumulation:
-        require(
-            micro * accumulation * world_size == total,
-            f"--train_batch_size {micro} x --gradient_accumulation_steps {accumulation} x {world_size} process(es) is "
-            f"{micro * accumulation * world_size}, not --global_batch_pairs {total}: leave one of them out",
-        )
-        return BatchPlan(micro, accumulation, world_size)
-    if total % world_size:
-        raise UserError(f"--global_batch_pairs {total} cannot be shared evenly by {world_size} processes")
-    share = total // world_size
-    micro = min(micro, share)
-    require(
-        share % micro == 0,
-        f"--global_batch_pairs {total} over {world_size} process(es) leaves {share} examples each, which is no "
-        f"multiple of --train_batch_size {micro}",
-    )
-    return BatchPlan(micro, share // micro, world_size)
 
 
 def require(condition: bool, message: str) -> None:

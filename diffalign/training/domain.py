@@ -15,8 +15,8 @@ from diffalign.errors import UserError
 from diffalign.policies.base import BasePolicy
 from diffalign.rewards.compose import RewardSpec
 from diffalign.strategies.base import DataKind
-from diffalign.training.config import ModelOptions, TrainConfig
-from diffalign.training.loop import Observer
+from diffalign.training.config import ModelOptions, RewardOptions, TrainConfig
+from diffalign.training.observing import Observer
 from diffalign.training.processes import Processes
 from diffalign.training.source import Encode
 
@@ -74,10 +74,23 @@ class Domain(ABC):
         """Return the run with what it leaves to the model, and tell the model what the run makes of it."""
         return config
 
+    def weights_header(self, config: TrainConfig, policy: Any) -> Mapping[str, str]:
+        """Return what the header of exported weights says of the run besides its method."""
+        return {}
+
     def load_rewards(
-        self, specs: Sequence[RewardSpec], device: torch.device, given: Mapping[str, Any]
+        self, specs: Sequence[RewardSpec], options: RewardOptions, device: torch.device, given: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """Load rewards: label -> reward; ``given`` holds those that are Python objects.
+        """Load rewards.
+
+        Args:
+            specs: which.
+            options: where and how their networks run.
+            device: of the model.
+            given: those that are Python objects, by label.
+
+        Returns:
+            label -> reward.
 
         Raises:
             UserError: for an unknown reward, or where the modality has none by name.
@@ -120,15 +133,24 @@ class Domain(ABC):
 
     @abstractmethod
     def observer(
-        self, policy: Any, dataset: Any, config: TrainConfig, judges: Mapping[str, Any], console: Any
+        self,
+        policy: Any,
+        dataset: Any,
+        config: TrainConfig,
+        judges: Mapping[str, Any],
+        processes: Processes,
+        console: Any,
     ) -> Observer | None:
         """Return what looks at the model before, during and after the run; None where there is nothing to look at.
+
+        All processes call this, and all or none have an observer; rewards are the main one's.
 
         Args:
             policy: the model.
             dataset: as it was read.
             config: the run.
             judges: rewards that are loaded already, by label: the one that early stopping watches.
+            processes: share out what is sampled.
             console: where results go.
         """
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from diffalign.errors import RunStopped
+from diffalign.training.sharding import from_host, like, to_host
 from diffalign.training.trainables import Trainables
 
 
@@ -27,7 +28,7 @@ class EarlyStop:
         self._best = -math.inf
         self._best_step = 0
         self._waited = 0
-        self._weights: dict[str, Tensor] = {}
+        self._weights: dict[str, Tensor] = {}  # in main memory; of weights in shards, this process's parts
 
     @property
     def over(self) -> bool:
@@ -54,15 +55,19 @@ class EarlyStop:
             )
         if value > self._best:
             self._best, self._best_step, self._waited = value, step, 0
-            self._weights = {name: weight.clone() for name, weight in self._trainables.state_dict().items()}
+            self._weights = {name: to_host(weight) for name, weight in self._trainables.state_dict().items()}
         else:
             self._waited += 1
 
     @contextmanager
     def best(self) -> Iterator[None]:
         """Put the best weights in the place of the present ones; those come back."""
-        with self._trainables.holding(self._weights):
+        with self._trainables.holding(self._best_weights()):
             yield
+
+    def _best_weights(self) -> dict[str, Tensor]:
+        named = self._trainables.named
+        return {name: from_host(weight, named[name]) for name, weight in self._weights.items()}
 
     def describe(self) -> str:
         """Say why the run ended and what is kept."""
@@ -75,10 +80,12 @@ class EarlyStop:
         """All of it; empty while nothing is watched."""
         if not self._weights:
             return {}
-        return {"best": self._best, "step": self._best_step, "waited": self._waited, "weights": dict(self._weights)}
+        weights = self._best_weights()
+        return {"best": self._best, "step": self._best_step, "waited": self._waited, "weights": weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         if state:
             self._best, self._best_step, self._waited = state["best"], state["step"], state["waited"]
-            self._weights = dict(state["weights"])
+            named = self._trainables.named
+            self._weights = {name: to_host(like(weight, named[name])) for name, weight in state["weights"].items()}

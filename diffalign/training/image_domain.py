@@ -13,13 +13,13 @@ from rich.console import Console
 from diffalign.batch import Condition
 from diffalign.data.cache import LatentCache, PromptCache, TensorStore
 from diffalign.data.encode import EncoderOptions, ImageEncoder
+from diffalign.data.held_out import hold_out
 from diffalign.data.load import drop_unreadable, load_examples, with_aspect_buckets
 from diffalign.data.loader import ExampleLoader, LoaderOptions
 from diffalign.data.pairing import PairingOptions
 from diffalign.data.prepare import FramingOptions
 from diffalign.data.readers import SourceOptions
-from diffalign.data.schema import SKIPPED, Example, ExampleSet, HeldOut, StreamSet, describe_notes, kind_info
-from diffalign.errors import UserError
+from diffalign.data.schema import SKIPPED, Example, ExampleSet, StreamSet, describe_notes, kind_info
 from diffalign.evaluation.evaluator import ImageEvaluator
 from diffalign.policies.adapters import START_ADAPTER
 from diffalign.policies.base import Policy
@@ -29,10 +29,12 @@ from diffalign.rewards.base import Reward
 from diffalign.rewards.compose import RewardSpec, load_parts
 from diffalign.rewards.loading import load_reward
 from diffalign.strategies.base import DataKind
-from diffalign.training.config import DataOptions, ModelOptions, RunOptions, TrainConfig, plan_batches
-from diffalign.training.domain import EVALUATION_SEED, EVALUATION_SPLIT, Domain, LoadedData
-from diffalign.training.loop import Observer
+from diffalign.training.batch_plan import plan_batches
+from diffalign.training.config import SAME_DEVICE, DataOptions, ModelOptions, RewardOptions, TrainConfig
+from diffalign.training.domain import Domain, LoadedData
+from diffalign.training.judged import looked_at
 from diffalign.training.memory import saved_bytes
+from diffalign.training.observing import Observer
 from diffalign.training.processes import Processes
 from diffalign.training.progress import work_shown
 from diffalign.training.validation import ImageObserver
@@ -70,13 +72,20 @@ class ImageDomain(Domain):
         steps, guidance = run.num_inference_steps or steps, run.guidance_scale or guidance
         return replace(config, run=replace(run, num_inference_steps=steps, guidance_scale=guidance))
 
+    def weights_header(self, config: TrainConfig, policy: Policy) -> Mapping[str, str]:
+        height, width = _resolution(config, policy)
+        return {"resolution": f"{height}x{width}"}
+
     def load_rewards(
-        self, specs: Sequence[RewardSpec], device: torch.device, given: Mapping[str, Reward]
+        self, specs: Sequence[RewardSpec], options: RewardOptions, device: torch.device, given: Mapping[str, Reward]
     ) -> Mapping[str, Reward]:
-        return load_parts(specs, device, given=given)
+        return load_parts(specs, *_place_of_rewards(options, device), given)
 
     def read_data(self, source: Any, kind: DataKind, config: TrainConfig) -> ExampleSet[Example] | StreamSet:
-        return load_examples(source, kind, _source_options(config.data, config.optim.seed))
+        found = load_examples(source, kind, _source_options(config.data, config.optim.seed))
+        dataset = hold_out(found, config.data.held_out_prompts)
+        looked_at(config, dataset)  # refused before a model loads
+        return dataset
 
     def prepare_data(
         self,
@@ -142,8 +151,7 @@ class ImageDomain(Domain):
         return LoadedData(dataset.examples, encoder, encoder.prepare.readable, rows, notes)
 
     def activation_bytes(self, policy: Policy, config: TrainConfig) -> int:
-        side = config.data.resolution
-        height, width = (side, side) if side else policy.default_resolution
+        height, width = _resolution(config, policy)
         latents = torch.empty(1, *policy.latent_shape(height, width), device="meta", dtype=policy.dtype)
         condition = policy.with_size(policy.null_condition(1), {"original_size": torch.tensor([[height, width]])})
         ghostly = Condition({name: value.to("meta") for name, value in condition.tensors.items()})
@@ -158,32 +166,31 @@ class ImageDomain(Domain):
         dataset: ExampleSet[Example] | StreamSet,
         config: TrainConfig,
         judges: Mapping[str, Reward],
+        processes: Processes,
         console: Any,
     ) -> Observer | None:
-        run = config.run
-        held_out = getattr(dataset, "held_out", None)
-        held = None
-        if run.evaluation_prompts and held_out is not None:
-            held = held_out(EVALUATION_SPLIT, run.evaluation_prompts, EVALUATION_SEED)
-        prompts = _grid_prompts(run, dataset, held)
-        watched = run.early_stop_reward
-        if watched and held is None:
-            if not prompts:
-                raise UserError("--early_stop_reward has no captions to judge: give --validation_prompts")
-            held = HeldOut(tuple(prompts), tuple({} for _ in prompts), ())
-        if not prompts and held is None:
+        run, captions = config.run, looked_at(config, dataset)
+        judged, watched = captions.judged, run.early_stop_reward
+        if not captions.grid and judged is None:
             return None
         evaluator = None
-        if held is not None:
-            names = dict.fromkeys([*held.rewards, *([watched] if watched else [])])
+        if judged is not None:
+            names = dict.fromkeys([*judged.rewards, *([watched] if watched else [])])
+            loaded, place = names if processes.is_main else (), _place_of_rewards(config.reward, policy.device)
+            rewards = {name: judges.get(name) or load_reward(name, *place) for name in loaded}
+            captions.require_descriptions(rewards)
+            if console is not None and (known := captions.trained_on(dataset)):
+                note = f"note: {known} of {len(judged.prompts)} captions that --early_stop_reward judges are trained on"
+                console.print(note, highlight=False, markup=False, soft_wrap=True)
             evaluator = ImageEvaluator(
-                prompts=held.prompts,
-                metadata=held.metadata,
-                seeds=range(len(held.prompts)),
-                rewards={name: judges.get(name) or load_reward(name, policy.device) for name in names},
+                prompts=judged.prompts,
+                metadata=judged.metadata,
+                seeds=range(len(judged.prompts)),
+                rewards=rewards,
                 primary=next(iter(names)),
+                resolution=_resolution(config, policy),
             )
-        return ImageObserver(policy, prompts, evaluator, run, console, watched)
+        return ImageObserver(policy, captions, evaluator, run, _resolution(config, policy), processes, console, watched)
 
 
 def _visited(dataset: ExampleSet[Example], config: TrainConfig, processes: Processes) -> Sequence[Example]:
@@ -199,18 +206,16 @@ def _visited(dataset: ExampleSet[Example], config: TrainConfig, processes: Proce
     return ExampleLoader(dataset.examples, order).first_examples(config.optim.max_train_steps)
 
 
-def _grid_prompts(run: RunOptions, dataset: ExampleSet[Example] | StreamSet, held: HeldOut | None) -> list[str]:
-    """Captions of the grid: those that were asked for, else held-out ones, else the data's own."""
-    if not run.num_validation_images:
-        return []
-    if run.validation_prompts:
-        return list(run.validation_prompts)[: run.num_validation_images]
-    if held is not None:
-        return list(held.prompts[: run.num_validation_images])
-    if isinstance(dataset, StreamSet):
-        return []
-    captions = dict.fromkeys(prompt for example in dataset.examples for prompt in example.prompts)
-    return [caption for caption in captions if caption][: run.num_validation_images]
+def _place_of_rewards(options: RewardOptions, device: torch.device) -> tuple[torch.device, torch.dtype | None]:
+    """Return where networks of rewards are, and their type; None for their own."""
+    place = device if options.reward_device == SAME_DEVICE else torch.device(options.reward_device)
+    return place, getattr(torch, options.reward_dtype) if options.reward_dtype else None
+
+
+def _resolution(config: TrainConfig, policy: Policy) -> tuple[int, int]:
+    """Return (height, width) of the run's images in pixels."""
+    side = config.data.resolution
+    return (side, side) if side else policy.default_resolution
 
 
 def _source_options(options: DataOptions, seed: int) -> SourceOptions:

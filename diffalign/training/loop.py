@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from rich.console import Console
@@ -19,6 +19,7 @@ from diffalign.training.config import OptimOptions, RunOptions
 from diffalign.training.early_stop import EarlyStop
 from diffalign.training.guards import Guards
 from diffalign.training.memory import Activity, Networks, out_of_memory
+from diffalign.training.observing import Observer, looking
 from diffalign.training.processes import Processes
 from diffalign.training.progress import ProgressDisplay
 from diffalign.training.report import LeftOut, Reporter, Spent
@@ -29,6 +30,8 @@ from diffalign.training.step import Stepper, StepResult
 from diffalign.training.stopwatch import Stopwatch
 from diffalign.training.trackers import Tracker, build_trackers
 from diffalign.training.trainables import Trainables
+
+T = TypeVar("T")
 
 
 class BatchSource(Protocol):
@@ -48,20 +51,6 @@ class BatchSource(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
-
-class Observer(Protocol):
-    """Looks at the model besides training: validation grids, scores before and after.
-
-    It runs on the main process, with the moving average in the place of the weights where there is one. The first two
-    return what early stopping watches, if anything.
-    """
-
-    def before(self, folder: RunFolder) -> float | None: ...
-
-    def during(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> float | None: ...
-
-    def after(self, step: int, folder: RunFolder, trackers: Sequence[Tracker]) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -286,11 +275,16 @@ class Trainer:
     def _open(self) -> list[Tracker]:
         """Write the records of the run and open its trackers; say what is about to happen."""
         self._say(*self._record.header, f"run folder {self._folder.path}")
-        if not self._processes.is_main:
-            return []
-        self._folder.record(self._record.config)
-        named = build_trackers(self._run.report_to, self._folder.path, self._record.config, self.ctx.step)
-        return [*named, *self._trackers]
+        folder, config = self._folder, self._record.config
+
+        def opened() -> list[Tracker]:
+            folder.record(config)
+            return [*build_trackers(self._run.report_to, folder.path, config, self.ctx.step), *self._trackers]
+
+        return self._on_main(opened) or []
+
+    def _on_main(self, work: Callable[[], T]) -> T | None:
+        return self._folder.on_main(self._processes, work)
 
     def _resume(self) -> None:
         if self._run.resume_from_checkpoint is None:
@@ -316,7 +310,8 @@ class Trainer:
         if self._saved_step != self.ctx.step:
             parts = (self.trainables, self._stepper, self._early_stop)
             weights, stepper, early_stop = (whole(part.state_dict(), keep=main) for part in parts)
-            if main:
+
+            def save() -> None:
                 state = {
                     "identity": asdict(self._record.identity),
                     "config": dict(self._record.config),
@@ -330,8 +325,9 @@ class Trainer:
                 }
                 keep = self._run.checkpoints_total_limit
                 save_checkpoint(self._folder.checkpoints, self.ctx.step, weights, state, keep)
+
+            self._on_main(save)
         self._saved_step = self.ctx.step
-        self._processes.wait()
 
     def _watch_over(self, look: Callable[[Observer], float | None]) -> None:
         """Let the observer look, and early stopping judge what it saw, on every process alike."""
@@ -340,38 +336,27 @@ class Trainer:
             self._early_stop.look(self.ctx.step, value)
 
     def _observe(self, look: Callable[[Observer], Any]) -> Any:
-        """Let the observer look, on the main process, while the others wait."""
-        if not self._anywhere(self._observer is not None):
+        """Let the observers of all processes look, in the precision that is trained in."""
+        if self._observer is None:
             return None
-        seen, module = None, self.ctx.policy.module
-        with gathered([module]):
-            if self._observer is not None and self._processes.is_main:
-                devices = [self.ctx.device] if self.ctx.device.type == "cuda" else []
-                with torch.random.fork_rng(devices=devices):
-                    training = module.training
-                    module.eval()
-                    with self._advised("validation"):
-                        seen = look(self._observer)
-                    module.train(training)
-            self._processes.wait()
-        return seen
+        with gathered([self.ctx.policy.module]), looking(self.ctx), self._advised("validation"), self._stepper.mixed():
+            return look(self._observer)
 
     def _export(self) -> None:
         """Write the weights as they are used, whether the run has come to its end or was stopped."""
         main, ctx = self._processes.is_main, self.ctx
         metadata = {"train_steps": str(self._exported_step), "max_train_steps": str(ctx.total_steps)}
+        folder, header = self._folder.path, {**self._record.metadata, **metadata}
         with self._shown():
             if self.strategy.spec.trains == "policy":
                 with saved_whole(ctx.policy.module, keep=main):
-                    if main:
-                        ctx.policy.save(self._folder.path, {**self._record.metadata, **metadata})
-            if main:
-                self.strategy.export(ctx, self._folder.path)
-        self._processes.wait()
+                    self._on_main(lambda: ctx.policy.save(folder, header))
+            self._on_main(lambda: self.strategy.export(ctx, folder))
 
     def _write_card(self, summary: Mapping[str, Any]) -> None:
-        if self._processes.is_main and self._record.card is not None:
-            self._folder.write_card(self._record.card(summary, self._exported_step, self.ctx.total_steps))
+        steps, card = (self._exported_step, self.ctx.total_steps), self._record.card
+        if card is not None:
+            self._on_main(lambda: self._folder.write_card(card(summary, *steps)))
 
     @property
     def _exported_step(self) -> int:

@@ -6,10 +6,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from diffalign.device import require_device
 from diffalign.errors import UserError
 from diffalign.rewards.compose import parse_rewards
 from diffalign.strategies.base import Spec, Strategy
-from diffalign.training.config import TrainConfig
+from diffalign.training.config import SAME_DEVICE, TrainConfig
 from diffalign.training.launch import launched_precision
 from diffalign.training.optim import require_optimizer
 from diffalign.training.trackers import require_trackers
@@ -98,7 +99,9 @@ def _check_reward_options(spec: Spec, config: TrainConfig) -> None:
         raise UserError(f"{config.method!r} learns from a reward: name one or more with --rewards, such as pickscore")
     if not spec.needs_reward and config.reward.rewards:
         raise UserError(f"{config.method!r} uses no reward: leave --rewards out")
-    watched = config.run.early_stop_reward
+    place, watched = config.reward.reward_device, config.run.early_stop_reward
+    if place != SAME_DEVICE:
+        require_device(place, "--reward_device", SAME_DEVICE)
     if watched and spec.modality == "text":
         raise UserError("--early_stop_reward judges images; text methods have no rewards by name")
     trained = parse_rewards(config.reward.rewards) if config.reward.rewards else []

@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_obj
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from diffalign.errors import UserError
+from diffalign.errors import RunStopped, UserError
 
 T = TypeVar("T")
 
@@ -110,35 +110,40 @@ class Processes:
         raise ValueError("no process has anything to lend")
 
     def together(self, work: Callable[[], T]) -> list[T]:
-        """Let every process do its part of something that a user's mistake can end.
+        """Let every process do its part of something that can fail.
 
         Returns:
             the results of all, in the order of ranks.
 
         Raises:
-            UserError: on every process, so that none waits for one that has ended.
+            UserError: on every process, so that none waits for one that has ended; :class:`RunStopped` where that is
+                what ended it. A process that failed otherwise raises its own exception.
         """
-        result, failure = None, None
+        result, failure, complaint = None, None, None
         try:
             result = work()
-        except UserError as error:
+        except Exception as error:
             failure = error
-        answers = self.exchange((result, None if failure is None else str(failure)))
+            own = isinstance(error, UserError)
+            text = str(error) if own else f"process {self.rank} failed with {type(error).__name__}: {error}"
+            complaint = (RunStopped if isinstance(error, RunStopped) else UserError, text)
+        answers = self.exchange((result, complaint))
         if failure is not None:
             raise failure
-        for _, complaint in answers:
-            if complaint is not None:
-                raise UserError(complaint)
+        for _, other in answers:
+            if other is not None:
+                kind, text = other
+                raise kind(text)
         return [answer for answer, _ in answers]  # type: ignore[misc]
 
     def on_main(self, work: Callable[[], T]) -> T | None:
-        """Let the main process alone do something that a user's mistake can end.
+        """Let the main process alone do something that can fail.
 
         Returns:
             the result on the main process, None on the others.
 
         Raises:
-            UserError: on every process.
+            UserError: on every process, as :meth:`together` does.
         """
         results: list[T] = []
         self.together(lambda: results.append(work()) if self.is_main else None)

@@ -98,7 +98,7 @@ class Reporter:
         total: int,
         advise: Callable[[Mapping[str, float]], str] = lambda metrics: "",
     ) -> None:
-        self._trackers, self._display, self._watch = trackers, display, stopwatch
+        self._processes, self._trackers, self._display, self._watch = processes, trackers, display, stopwatch
         self._interval, self._first, self._total = logging_steps, first, total
         self._averages, self._spent, self._left_out = Metrics(processes), spent, left_out
         self._examples, self._seconds = 0.0, 0.0
@@ -128,8 +128,7 @@ class Reporter:
         if ended:
             spent = {name: value for name, value in self._spent.state_dict().items() if value}  # few methods sample
             self.metrics = rounded({**self._averages.read(), **spent})
-            for tracker in self._trackers:
-                tracker.log(step, self.metrics)
+            self._processes.on_main(lambda: self._log(step))
             for line in self._left_out.lines(only_news=True):
                 self._display.note(f"note: {line}")
             self._listen(self._advise(self.metrics))
@@ -144,3 +143,7 @@ class Reporter:
         self._advice = advice
         if advice and self._repeated == PATIENCE:
             self._display.note(f"note: for {PATIENCE} logging intervals {advice}")
+
+    def _log(self, step: int) -> None:
+        for tracker in self._trackers:
+            tracker.log(step, self.metrics)

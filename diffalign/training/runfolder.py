@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -9,22 +10,26 @@ import shutil
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from diffalign.errors import UserError
 from diffalign.records import read_yaml
 from diffalign.training.checkpoint import list_checkpoints
+from diffalign.training.processes import Processes
+
+T = TypeVar("T")
 
 CONFIG_FILE = "config.yaml"
 _RUNS = Path("runs")
 _PACKAGES = ("diffalign", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "datasets")
 
+_UNWRITABLE = {getattr(errno, name, errno.ENOSPC) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES")}
 _RECORDS = {CONFIG_FILE, "environment.json", "before.json", "metrics.jsonl"}
 _LEFT_OVER = _RECORDS | {"tensorboard", "wandb", "validation", "checkpoints"}
 """What a run may have written before its first checkpoint."""
@@ -150,7 +155,30 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._write_records(config)
         except OSError as error:
-            raise UserError(f"cannot write to the run folder {self.path}: {error}") from error
+            raise self._unwritable(error) from error
+
+    def on_main(self, processes: Processes, work: Callable[[], T]) -> T | None:
+        """Let the main process alone write, or do what else can fail.
+
+        Returns:
+            the result on the main process, None on the others.
+
+        Raises:
+            UserError: on every process where it fails, so that none waits; no space or permission names the folder.
+        """
+
+        def guarded() -> T:
+            try:
+                return work()
+            except OSError as error:  # broken connections are of this class, too
+                if error.errno not in _UNWRITABLE:
+                    raise
+                raise self._unwritable(error) from error
+
+        return processes.on_main(guarded)
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"cannot write to the run folder {self.path}: {error}")
 
     def _write_records(self, config: Mapping[str, Any]) -> None:
         (self.path / CONFIG_FILE).write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")

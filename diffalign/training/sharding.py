@@ -155,6 +155,22 @@ def whole(state: Any, keep: bool = True) -> Any:
     return state
 
 
+def to_host(value: Tensor) -> Tensor:
+    """Copy a value to main memory; of one in shards, the part of this process, as a plain tensor."""
+    local = value.to_local() if isinstance(value, DTensor) else value
+    return local.detach().to("cpu", copy=True)
+
+
+def from_host(value: Tensor, target: Tensor) -> Tensor:
+    """Return what :func:`to_host` made of a value like the target: where that is in shards, in such on its device."""
+    if not isinstance(target, DTensor):
+        return value
+    local, mesh = value.to(target.to_local().device), target.device_mesh
+    return DTensor.from_local(
+        local, mesh, target.placements, run_check=False, shape=target.shape, stride=target.stride()
+    )
+
+
 def like(value: Tensor, target: Tensor) -> Tensor:
     """Return a whole value in shards if the target of the same shape is; each process takes its own part of it."""
     if isinstance(target, DTensor) and not isinstance(value, DTensor):

@@ -55,7 +55,8 @@ def print_table(summary: Mapping[str, Any], console: Console | None) -> None:
     """Print the before/after table."""
     if console is None:
         return
-    table = Table(title=f"{summary['captions']} held-out captions, same seeds")
+    origin = summary["settings"].get("captions", "held_out").replace("_", "-")
+    table = Table(title=f"{summary['captions']} {origin} captions, same seeds")
     for column in ("measure", "before", "after", "change"):
         table.add_column(column, justify="left" if column == "measure" else "right")
     named = dict(summary["rewards"])

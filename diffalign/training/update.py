@@ -226,8 +226,13 @@ class GradientPass:
                 yield
 
     def mixed(self) -> torch.autocast:
-        """Automatic mixed precision of the run."""
-        return torch.autocast(self._ctx.device.type, dtype=self._autocast, enabled=self._autocast is not None)
+        """Automatic mixed precision of the run.
+
+        Of a network in shards no rounded weight is remembered: every process would hold a copy of all of them until the
+        end of a pass, although it borrows the weights themselves block by block.
+        """
+        kind, cache = self._ctx.device.type, not is_sharded(self._ctx.policy.module)
+        return torch.autocast(kind, dtype=self._autocast, enabled=self._autocast is not None, cache_enabled=cache)
 
     @contextmanager
     def _own_dropout(self, batch: Batch, index: int) -> Iterator[None]:

@@ -62,6 +62,7 @@ def test_the_start_survives_its_file_and_belongs_to_its_captions(tmp_path: Path)
     )
     assert Start.load(path, replace(PROBE, prompts=("a cat", "a cow"))) is None
     assert Start.load(path, replace(PROBE, guidance_scale=2.0)) is None
+    assert Start.load(path, replace(PROBE, resolution=(8, 8))) is None
 
 
 def test_grey_has_no_colour_and_one_colour_its_distance_from_grey() -> None:

@@ -25,6 +25,7 @@ class ToyBank:
     def __init__(self, vectors: nn.ParameterDict) -> None:
         self._vectors = vectors
         self._settings: dict[str, int] = {"default": 2}
+        self.version = 0
         self.active: str | None = "default"
 
     @property
@@ -37,6 +38,7 @@ class ToyBank:
     def add(self, name: str, value: Sequence[float] = START, trainable: bool = True) -> None:
         vector = torch.tensor(value, dtype=DTYPE)
         self._vectors[name] = nn.Parameter(vector, requires_grad=trainable)
+        self.version += 1
 
     def copy(self, source: str, target: str) -> None:
         with torch.no_grad():

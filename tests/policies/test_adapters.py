@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -315,6 +317,30 @@ def test_inference_finds_adapters_made_meanwhile_and_returns_every_mode() -> Non
             assert not any(part.training for part in policy.module.modules())
             assert not torch.is_grad_enabled()
         assert {path: part.training for path, part in policy.module.named_modules()} == before
+
+
+def test_modules_are_looked_up_again_only_where_adapters_changed_them() -> None:
+    policy = tiny_policy("sd")
+
+    def looked_up() -> list[nn.Module]:
+        found = policy._modules()
+        assert set(found) == set(policy.module.modules())
+        return found
+
+    bare = looked_up()
+    with policy.inference():
+        assert looked_up() is bare
+    policy.adapters.add("default", LoraSettings(rank=2, dropout=0.5))
+    adapted = looked_up()
+    assert len(adapted) > len(bare)
+    with policy.adapters.disabled():
+        assert looked_up() is adapted
+    policy.adapters.merge("default")
+    policy.adapters.add("default", LoraSettings(rank=4))  # the same name, other modules
+    assert looked_up() is not adapted
+    other = policy.with_module(copy.deepcopy(policy.module))
+    assert set(other._modules()) == set(other.module.modules())
+    assert set(policy._modules()).isdisjoint(other._modules())
 
 
 def test_toy_policy_behaves_like_a_real_one() -> None:

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffalign.errors import UserError
+from diffalign.rewards import loading
 from diffalign.rewards.combine import LogSigmoid, Normalised, ParetoRank, UncertaintyWeighted, WeightedSum, WinRate
 from diffalign.rewards.compose import RewardSpec, compose, load_parts, parse_rewards
 from diffalign.rewards.loading import load_reward
-from diffalign.rewards.registry import list_scorers
+from diffalign.rewards.registry import LoadOptions, Scorer, list_scorers
 from diffalign.rewards.transforms import dominates, duel_win_rates, pareto_ranks, win_rates
 from tests.rewards.support import Brightness, pictures
 
@@ -55,6 +56,24 @@ def test_yaml_says_more_than_text(tmp_path: Path) -> None:
 def test_mistakes_in_a_composition(text: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_rewards(text)  # type: ignore[arg-type]
+
+
+def test_large_judges_take_half_the_memory_on_cuda() -> None:
+    large = {scorer.name for scorer in list_scorers() if scorer.large}
+    judges = {"unified_reward", "unified_reward_axes", "unified_reward_pair", "vqascore"}
+    assert large == {"hpsv3", *judges}
+    for scorer in list_scorers():
+        assert scorer.usual_dtype("cpu") is torch.float32
+        assert scorer.usual_dtype("cuda:1") is (torch.bfloat16 if scorer.name in large else torch.float32)
+
+
+def test_a_type_that_is_given_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[LoadOptions] = []
+    scorer = Scorer("big", "", "", lambda options: asked.append(options) or Brightness(), large=True)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(loading, "get_scorer", lambda name: scorer)
+    for dtype in (None, torch.float32, torch.float16):
+        compose("big", "cuda:0", dtype)
+    assert [options.dtype for options in asked] == [torch.bfloat16, torch.float32, torch.float16]
 
 
 def test_unknown_reward_names_the_nearest() -> None:

@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, get_ident
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -118,6 +119,39 @@ def test_failing_rewards_stop_with_the_image_or_skip_it(reward: Brightness, tmp_
     scorer.close()
     assert scored.valid.tolist() == [True, False, True]
     torch.testing.assert_close(scored.rewards[[0, 2]], images[[0, 2]].flatten(1).mean(1))
+
+
+class Elsewhere(Reward):
+    """Has a network on an accelerator, if only by name."""
+
+    info = Brightness.info
+
+    def __init__(self, device: str | None = None) -> None:
+        self.network = torch.nn.Linear(1, 1)
+        if device is not None:
+            held = SimpleNamespace(device=torch.device(device))
+            self.network.parameters = lambda: [held]  # type: ignore[assignment, method-assign, return-value]
+
+    def score(self, images: Any, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None) -> Tensor:
+        return torch.ones(len(prompts))
+
+
+@pytest.mark.parametrize(
+    ("images", "network", "expected"),
+    [("cuda:3", None, ["cuda:3"]), ("cuda:3", "cuda:1", ["cuda:1"]), ("cpu", "cuda:2", ["cuda:2"]), ("cpu", None, [])],
+)
+def test_a_thread_works_on_the_device_of_its_process(
+    images: str, network: str | None, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[tuple[str, int]] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append((str(device), get_ident())))
+    scorer = RolloutScorer(Elsewhere(network), tmp_path)
+    shown: Any = SimpleNamespace(device=torch.device(images))
+    for _ in range(2):
+        assert scorer.submit(shown, PROMPTS, torch.zeros(3)).result().valid.all()
+    scorer.close()
+    assert [device for device, _ in chosen] == expected
+    assert all(thread != get_ident() for _, thread in chosen)
 
 
 def in_two_processes(work: Callable[[int, Reduce], T]) -> list[T]:

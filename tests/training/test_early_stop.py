@@ -114,6 +114,21 @@ def test_patience_survives_an_interruption(tmp_path: Path) -> None:
     assert torch.equal(torch.load(tmp_path / "run" / "toy.pt", weights_only=True)["default"], before.shown[2])
 
 
+def test_the_best_weights_are_a_copy_in_main_memory(tmp_path: Path) -> None:
+    trainer, _ = watched(tmp_path / "run", [0.5, 0.1, 0.1, 0.1])
+    trainer.fit()
+    (name, best), *_ = trainer._early_stop.state_dict()["weights"].items()
+    weight = trainer.trainables.named[name]
+    assert best.device == torch.device("cpu")
+    assert best.data_ptr() != weight.data_ptr()
+    before, storage = weight.detach().clone(), weight.data_ptr()
+    with trainer._early_stop.best():
+        assert torch.equal(weight, best)
+    assert torch.equal(weight, before)
+    assert weight.data_ptr() in (storage, before.data_ptr())
+    assert not torch.equal(weight, best)
+
+
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
@@ -156,7 +171,7 @@ def test_a_run_logs_what_it_watches_and_how_far_it_drifted(tmp_path: Path) -> No
         assert by_step[step]["drift/pixel"] > 0
         assert by_step[step]["drift/prediction"] > 0
         assert by_step[step].keys() >= {"samples/colourfulness", "samples/diversity", "loss"}
-    assert "held_out/incompressibility" in by_step[1]
+    assert "validation/incompressibility" in by_step[1]
     assert result.summary["rewards"].keys() == {"incompressibility"}
     assert result.summary["samples"]["drift/latent"] == by_step[result.steps]["drift/latent"]
     assert json.loads((result.folder / "summary.json").read_text()) == result.summary

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffalign.batch import Batch
 from diffalign.errors import RunStopped, UserError
@@ -187,6 +190,39 @@ def test_export_is_the_moving_average(tmp_path: Path) -> None:
     assert not torch.equal(exported, trainer.ctx.policy.adapters.vector())
 
 
+def test_an_average_is_lent_to_the_parameters_and_not_copied(tmp_path: Path) -> None:
+    trainer = toy_trainer(tmp_path / "run", Squares(), steps=3, optim=OPTIM)
+    trainer.fit()
+    average, named = trainer._stepper.average, trainer.trainables.named
+    assert average is not None
+    values = {name: value.clone() for name, value in trainer.trainables.state_dict().items()}
+    places = {name: parameter.data_ptr() for name, parameter in named.items()}
+    objects = dict(named)
+    with suppress(KeyError), average.applied():  # what comes back comes back after an exception, too
+        for name, lent in average.state_dict().items():
+            assert named[name].data_ptr() == lent.data_ptr()
+            assert not torch.equal(lent, values[name])
+        raise KeyError
+    assert all(named[name] is parameter for name, parameter in objects.items())  # as the optimizer knows them
+    assert {name: parameter.data_ptr() for name, parameter in named.items()} == places
+    assert all(torch.equal(named[name], value) for name, value in values.items())
+
+
+def test_values_of_another_kind_are_copied(tmp_path: Path) -> None:
+    trainables = toy_trainer(tmp_path / "run").trainables
+    (name, parameter), *_ = trainables.named.items()
+    given = {name: parameter.detach().float() + 1 for name, parameter in trainables.named.items()}
+    before = parameter.detach().clone()
+    with trainables.holding(given):
+        assert parameter.dtype is torch.float64
+        assert torch.equal(parameter, given[name].double())
+        assert parameter.data_ptr() != given[name].data_ptr()
+    assert torch.equal(parameter, before)
+    with pytest.raises(UserError, match="has shape"), trainables.holding({name: torch.zeros(3) for name in given}):
+        pass
+    assert torch.equal(parameter, before)
+
+
 def test_terms_that_ignore_the_policy_are_caught(tmp_path: Path) -> None:
     class Detached(Squares):
         def terms(self, ctx: Context, batch: Batch, draws: Tensor, piece: Piece) -> Tensor:
@@ -240,6 +276,31 @@ class Neighboured:
 
     def lend(self, batch: Batch | None) -> Batch:
         return toy_batch([3])
+
+
+class Rounded(TorchDispatchMode):
+    """Notes what is rounded to half precision, without holding it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies: list[StorageWeakRef] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._to_copy.default and result.dtype is torch.bfloat16:
+            self.copies.append(StorageWeakRef(result.untyped_storage()))
+        return result
+
+
+@pytest.mark.parametrize("in_shards", [False, True])
+def test_a_process_of_several_keeps_no_copy_of_all_weights(in_shards: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast remembers the rounded weights of a whole pass, shards or not."""
+    monkeypatch.setattr("diffalign.training.update.is_sharded", lambda module: in_shards)
+    step = GradientPass(Squares(), Context(policy=ToyPolicy()), [], Neighboured(0), torch.bfloat16)  # type: ignore[arg-type]
+    layer, pixels = torch.nn.Linear(4, 4, bias=False), torch.ones(2, 4, dtype=torch.bfloat16)
+    with step.mixed(), Rounded() as rounded, torch.no_grad():
+        layer(pixels)
+        assert [copy.expired() for copy in rounded.copies] == [in_shards]
 
 
 def test_a_lent_micro_batch_adds_nothing_whatever_its_loss_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from diffalign.errors import RunStopped, UserError
 from diffalign.strategies.base import ParameterGroup
-from diffalign.training.config import OptimOptions, plan_batches
+from diffalign.training.batch_plan import plan_batches
+from diffalign.training.config import OptimOptions
 from diffalign.training.ema import MovingAverage
 from diffalign.training.guards import Guards
 from diffalign.training.optim import build_optimizer, clip_gradients, learning_rate_factor, scaled_learning_rate

@@ -50,7 +50,21 @@ BEFORE_THE_MODEL: dict[str, tuple[dict[str, Any], str]] = {
     "no bitsandbytes": ({"optimizer": "adamw8bit"}, r"pip install 'diffalign\[quant\]'"),
     "a watched reward that does not exist": ({**WATCH, "early_stop_reward": "pickscor"}, "did you mean 'pickscore'"),
     "a watched reward without weights": ({**WATCH, "early_stop_reward": "clip@/no/where"}, "/no/where"),
+    "a watched reward with nothing to judge": (
+        {"validation_steps": 1, "early_stop_reward": "incompressibility"},
+        "no captions to judge but those that are trained on: name others by --validation_prompts",
+    ),
+    "a file of captions that is not there": ({"validation_prompts": ["gone.txt"]}, "there is no prompt file gone.txt"),
+    "more held-out captions than there are": ({"held_out_prompts": 5}, "leaves nothing to train on: .* has 5 captions"),
     "a reward that does not exist": ({"method": "ddpo", "rewards": "pickscor"}, "did you mean 'pickscore'"),
+    "a device that is not there": (
+        {"method": "ddpo", "rewards": "pickscore", "reward_device": "gpu"},
+        r"--reward_device gpu cannot be used here .*; choose same, cpu, cuda, cuda:N or mps",
+    ),
+    "a type that does not exist": (
+        {"method": "ddpo", "rewards": "pickscore", "reward_dtype": "half"},
+        "'reward_dtype' is 'half', .* must be one of 'float32', 'bfloat16', 'float16' or None",
+    ),
     "a reward without gradient": ({"method": "refl", "rewards": "incompressibility"}, "has no gradient"),
     "a reward that reads what is not there": ({"method": "ddpo", "rewards": "verifier"}, "a column 'metadata'"),
     "pairs without scores": ({"method": "smpo"}, "needs a score of both images of a pair, yet '0' .5 of 5 pairs."),

@@ -12,7 +12,9 @@ import yaml
 from safetensors.torch import load_file
 
 import diffalign
+from diffalign.bundled import bundled_path
 from diffalign.errors import UserError
+from diffalign.rewards.pickscore import PickScore
 from diffalign.training.trackers import METRICS_FILE
 from tests.factories import save_tiny
 
@@ -108,3 +110,25 @@ def test_a_reward_whose_scale_moves_is_refused_where_its_gradient_is_followed(
     (tmp_path / "rewards.yaml").write_text("- {name: tiny-pickscore, normalise: true}\n")
     with pytest.raises(UserError, match="follows the gradient of tiny-pickscore, which 'normalise' changes"):
         run(world, "draft_k", tmp_path / "run", rewards=str(tmp_path / "rewards.yaml"))
+
+
+def test_networks_of_all_rewards_are_what_and_where_they_are_told(
+    world: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are trained on, that watch, and that judge the bundled world's captions."""
+    loaded: list[tuple[str, torch.device, torch.dtype]] = []
+    load = PickScore.load
+
+    def seen(weights: str, *, device: torch.device, dtype: torch.dtype) -> PickScore:
+        loaded.append((weights, device, dtype))
+        return load(weights, device=device, dtype=dtype)
+
+    monkeypatch.setattr(PickScore, "load", seen)
+    (copied := tmp_path / "judge").symlink_to(bundled_path("tiny-pickscore"))
+    few = {"prompts": None, "max_train_samples": 2, "max_train_steps": 1, "evaluation_prompts": 2}
+    watch = {"early_stop_reward": f"pickscore@{copied}", "validation_steps": 1}
+    told = {"reward_dtype": "bfloat16", "reward_device": "cpu"}
+    result = run(world, "refl", tmp_path / "run", **few, **watch, **told)
+    assert [place for _, *place in loaded] == [[torch.device("cpu"), torch.bfloat16]] * 3
+    assert result.metrics["grad_norm"] > 0
+    assert yaml.safe_load((result.folder / "config.yaml").read_text())["reward_dtype"] == "bfloat16"

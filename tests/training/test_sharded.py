@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from diffalign.errors import UserError
 from diffalign.training.processes import Processes
+from diffalign.training.trackers import METRICS_FILE
 from tests.training.runs import LORA, ROOT, curve, train
 from tests.training.train_sharded import RUNS
 
@@ -36,6 +37,35 @@ def test_each_process_keeps_half_of_the_weights(sharded: Path) -> None:
     shares = [json.loads((sharded / f"{rank}.json").read_text())["share"] for rank in range(2)]
     assert sum(shares) == pytest.approx(1.0)
     assert shares[0] == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_half_precision_rounds_in_shards_as_it_does_whole(
+    sharded: Path, model: str, pairs: str, tmp_path: Path
+) -> None:
+    train(pairs, model, tmp_path / "one", **RUNS["bf16"])
+    (one,), (two,) = curve(tmp_path / "one"), curve(sharded / "bf16")
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+    assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=2e-2)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_processes_see_together_what_one_sees(sharded: Path, model: str, pairs: str, tmp_path: Path) -> None:
+    train(pairs, model, tmp_path / "one", **RUNS["watched"])
+    for a, b in zip(*(seen(folder / name) for folder, name in ((tmp_path, "one"), (sharded, "watched"))), strict=True):
+        assert a == pytest.approx(b, rel=1e-2)
+
+
+def seen(folder: Path) -> list[dict[str, float]]:
+    """The lines of validations."""
+    lines = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
+    found = [line for line in lines if "loss" not in line]
+    assert any("validation/incompressibility" in line for line in found)
+    return found
+
+
+def test_the_best_weights_of_shards_come_back(sharded: Path) -> None:
+    assert all(json.loads((sharded / f"{rank}.json").read_text())["best"] for rank in range(2))
 
 
 @pytest.mark.parametrize("name", ["full", "lora", "inpo", "kto"])
