@@ -211,8 +211,8 @@ class Trainer:
                 with self._advised("sampling"):
                     updates = self.strategy.collect(ctx, collected)
                 for update in self._balanced(updates):
-                    self._rollout_start = None
                     result = self._step(update)
+                    self._rollout_start = None
                     if result is None:
                         continue
                     reporter.step(ctx.step, result)
@@ -263,7 +263,9 @@ class Trainer:
             yield
         except torch.OutOfMemoryError as error:
             held, shards = Networks.of(self.ctx), self._processes.shards
-            raise out_of_memory(activity, held, self.trainables.count, self._record.config, shards) from error
+            told = out_of_memory(activity, held, self.trainables.count, self._record.config, shards)
+            # one process alone can still save what it has learned; several may not all have run out
+            raise (RunStopped(str(told)) if self._processes.world_size == 1 else told) from error
 
     def _first_heard(self, stop: StopRequest) -> str | None:
         """Return the signal that any process has received: all end alike, whichever was told to."""
@@ -317,7 +319,7 @@ class Trainer:
                     "config": dict(self._record.config),
                     "stepper": stepper,
                     "strategy": self.strategy.state_dict(),
-                    # a rollout that failed before its first update is sampled again
+                    # data of which nothing has been learned yet come again
                     "source": self._rollout_start or self.source.state_dict(),
                     "reference": self.ctx.reference.state_dict() if self.ctx.reference is not None else {},
                     "early_stop": early_stop,

@@ -180,6 +180,24 @@ def test_memory_that_runs_out_is_a_message(
         trainer.fit()
 
 
+def test_memory_that_runs_out_costs_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hungry(Squares):
+        def terms(self, ctx: Context, batch: Batch, draws: Tensor, piece: Piece) -> Tensor:
+            if ctx.step == 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().terms(ctx, batch, draws, piece)
+
+    trainer = toy_trainer(tmp_path / "run", Hungry(), steps=6)
+    config = {"optimizer": "sgd", "use_ema": False}
+    monkeypatch.setattr(trainer, "_record", dataclasses.replace(trainer._record, config=config))
+    with pytest.raises(RunStopped, match="out of memory on cpu.* ended with are in"):
+        trainer.fit()
+    assert toy_trainer(tmp_path / "run", Squares(), steps=6, resume_from_checkpoint="latest").fit().steps == 6
+    toy_trainer(tmp_path / "straight", Squares(), steps=6).fit()
+    ends = [torch.load(tmp_path / name / "toy.pt", weights_only=True)["default"] for name in ("run", "straight")]
+    assert torch.equal(*ends)
+
+
 def test_export_is_the_moving_average(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path / "run", Squares(), steps=5, optim=OPTIM)
     trainer.fit()
