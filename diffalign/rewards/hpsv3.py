@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ from diffalign.errors import UserError
 from diffalign.rewards.base import Metadata, Reward, RewardInfo
 from diffalign.rewards.checkpoints import load_strictly, read_state
 from diffalign.rewards.hub import checkpoint_file, pretrained
-from diffalign.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise, to_tensor
+from diffalign.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise, resized_as_by_pil, to_tensor
 from diffalign.rewards.registry import LoadOptions, register
 from diffalign.rewards.weights import weights_file
 
@@ -189,9 +188,7 @@ class HPSv3(Reward):
     def distributions(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return mean and logarithm of the standard deviation of each score, (batch, 2)."""
         size = fitted_size(images.shape[-2], images.shape[-1], self._multiple)
-        if tuple(images.shape[-2:]) != size:
-            images = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-        return self._read(list(images), prompts)
+        return self._read(list(resized_as_by_pil(images, size)), prompts)
 
     @property
     def _multiple(self) -> int:

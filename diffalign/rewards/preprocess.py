@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -15,6 +16,7 @@ from torch import Tensor
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Of OpenAI's and LAION's CLIP towers, and of BLIP."""
+PILLOW = int(PIL.__version__.partition(".")[0])
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
@@ -26,6 +28,26 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """Subtract the mean and divide by the deviation of each channel; images (..., 3, height, width)."""
     centre, scale = (torch.tensor(v, dtype=images.dtype, device=images.device).view(3, 1, 1) for v in (mean, std))
     return (images - centre) / scale
+
+
+def resized_as_by_pil(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize images (..., 3, height, width) in [0, 1] to (height, width): bicubic, antialiased, differentiable.
+
+    PIL resizes one side after the other and keeps grey levels within their range after each pass: where the first one
+    overshoots, clamping at the end alone gives another picture. What still differs is PIL's rounding.
+    """
+    height, width = size
+    between = (height, images.shape[-1]) if _height_first(images, size) else (images.shape[-2], width)
+    for shape in (between, (height, width)):
+        if shape != tuple(images.shape[-2:]):
+            images = F.interpolate(images, shape, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    return images
+
+
+def _height_first(images: Tensor, size: Sequence[int]) -> bool:
+    """Whether the installed PIL resizes the height before the width; those before 13 never do."""
+    rows, columns = (have - want for have, want in zip(images.shape[-2:], size, strict=True))
+    return PILLOW >= 13 and rows > max(0, 2 * columns)
 
 
 @dataclass(frozen=True)
@@ -50,10 +72,7 @@ class ClipPreprocess:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Prepare images (batch, 3, height, width) in [0, 1]; returns (batch, 3, size, size)."""
-        height, width = images.shape[-2:]
-        if min(height, width) != self.size:
-            shape = self._resized(height, width)
-            images = F.interpolate(images, shape, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        images = resized_as_by_pil(images, self._resized(*images.shape[-2:]))
         return normalise(self._cropped(images), self.mean, self.std)
 
     def exact(self, pictures: Sequence[Image.Image]) -> Tensor:
