@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from diffalign.errors import UserError
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Of OpenAI's and LAION's CLIP towers, and of BLIP."""
@@ -52,23 +54,40 @@ def _height_first(images: Tensor, size: Sequence[int]) -> bool:
 
 @dataclass(frozen=True)
 class ClipPreprocess:
-    """Shortest side to ``size`` (bicubic, antialiased), centre crop to a square, normalise.
+    """Shortest side to ``shortest_edge`` (bicubic, antialiased), centre crop to a square, normalise.
 
     Args:
-        size: side of the square in pixels.
+        size: side of the square in pixels; black surrounds a picture that is smaller once resized.
         mean, std: per channel, of pixels in [0, 1].
+        shortest_edge: pixels of the shortest side before the crop, ``size`` by default.
     """
 
     size: int
     mean: Sequence[float] = CLIP_MEAN
     std: Sequence[float] = CLIP_STD
+    shortest_edge: int | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ClipPreprocess:
-        """Read a transformers image processor's configuration."""
-        crop = config["crop_size"]
-        side = crop["height"] if isinstance(crop, Mapping) else int(crop)
-        return cls(side, tuple(config["image_mean"]), tuple(config["image_std"]))
+        """Read a transformers image processor's configuration.
+
+        Raises:
+            UserError: if it resizes to other than a shortest side, or crops to other than a square.
+        """
+        # Processors of old say one number where newer ones say which side it is of.
+        crop, resized = config["crop_size"], config.get("size", config["crop_size"])
+        sides = set(crop.values()) if isinstance(crop, Mapping) else {int(crop)}
+        edge = resized.get("shortest_edge") if isinstance(resized, Mapping) else int(resized)
+        if edge is None or len(sides) != 1:
+            raise UserError(
+                f"the image processor resizes to {resized} and crops to {crop}: expected a shortest_edge and a square"
+            )
+        return cls(sides.pop(), tuple(config["image_mean"]), tuple(config["image_std"]), edge)
+
+    @property
+    def edge(self) -> int:
+        """Pixels of the shortest side after resizing."""
+        return self.size if self.shortest_edge is None else self.shortest_edge
 
     def __call__(self, images: Tensor) -> Tensor:
         """Prepare images (batch, 3, height, width) in [0, 1]; returns (batch, 3, size, size)."""
@@ -87,9 +106,13 @@ class ClipPreprocess:
     def _resized(self, height: int, width: int) -> list[int]:
         short = min(height, width)
         # Sizes as transformers computes them: the longer side is truncated, not rounded.
-        return [self.size if side == short else self.size * side // short for side in (height, width)]
+        return [self.edge if side == short else self.edge * side // short for side in (height, width)]
 
     def _cropped(self, images: Tensor) -> Tensor:
+        rows, columns = (max(0, self.size - side) for side in images.shape[-2:])
+        if rows or columns:
+            # Of an odd border transformers' PIL pipeline puts the larger part above and on the left.
+            images = F.pad(images, (columns - columns // 2, columns // 2, rows - rows // 2, rows // 2))
         top, left = (images.shape[-2] - self.size) // 2, (images.shape[-1] - self.size) // 2
         return images[..., top : top + self.size, left : left + self.size]
 

@@ -64,8 +64,26 @@ class GoldenCase:
         return torch.tensor(self.inputs[key], dtype=self.dtype)
 
     def integers(self, key: str) -> Tensor:
-        """Return an input as int64."""
-        return torch.tensor(self.inputs[key], dtype=torch.long)
+        """Return an input as int64.
+
+        Raises:
+            ValueError: for numbers with a fraction, which would pass for others.
+        """
+        values = torch.tensor(self.inputs[key], dtype=torch.float64)
+        if not bool((values == values.round()).all()):
+            raise ValueError(f"inputs.{key} is {self.inputs[key]!r}: expected whole numbers")
+        return values.long()
+
+    def indices(self, key: str, count: int) -> Tensor:
+        """Return an input as int64 in 0 .. count - 1.
+
+        Raises:
+            ValueError: for other numbers: negative ones would count from the end.
+        """
+        values = self.integers(key)
+        if bool(((values < 0) | (values >= count)).any()):
+            raise ValueError(f"inputs.{key} is {self.inputs[key]!r}: expected whole numbers from 0 to {count - 1}")
+        return values
 
     def known(self, inputs: Collection[str] | Mapping[str, Kind], params: Mapping[str, Kind]) -> None:
         """Refuse what the calling module does not know, so that no case passes by being misread.

@@ -55,7 +55,7 @@ def _naive(case: GoldenCase) -> dict[str, Any]:
     return {
         "timesteps": path.timesteps,
         "abar_at_timesteps": path.destinations.alpha.square(),
-        "abar_start": path.sources.alpha[0].square().item(),
+        "abar_start": process.inversion_start().alpha.square().item(),
         "trajectory": _stack(path),
         "pred_x0": torch.stack(images),
         "sampled_back_x0": follow(predict, process, path.latents[-1], process.sampling_grid(steps)),

@@ -28,6 +28,8 @@ def _selection(case: GoldenCase) -> dict[str, Any]:
     case.known({"rewards"}, {"reward_index": None})
     rewards = case.tensor("rewards")
     images, columns = rewards.shape
+    if case.params["reward_index"] not in range(columns):
+        raise ValueError(f"params.reward_index is {case.params['reward_index']}: there are {columns} rewards")
     rows, meant = torch.arange(images), torch.full((images,), case.params["reward_index"])
     judged = Judged(rows, meant, torch.zeros_like(rows), rewards, torch.ones(images, dtype=torch.bool), rows)
     rollout = Rollout(None, ["caption"], judged, tuple(map(str, range(columns))), (1.0,) * columns)

@@ -41,8 +41,8 @@ def _advantages(case: GoldenCase) -> dict[str, Any]:
         },
     )
     # stored: 1 the first won, 2 the second did, 0 a tie, or a verdict that could not be read
-    points = torch.tensor([0.5, 1.0, 0.0], dtype=case.dtype)[case.integers("outcomes")]
-    unrounded = duel_win_rates(case.integers("pairs"), points, case.params["num_items"])
+    points = torch.tensor([0.5, 1.0, 0.0], dtype=case.dtype)[case.indices("outcomes", 3)]
+    unrounded = duel_win_rates(case.indices("pairs", case.params["num_items"]), points, case.params["num_items"])
     rates = unrounded.round(decimals=DECIMALS)
     total, parts = combined_advantages(
         {"win_rate": rates, "clip": case.tensor("clip_scores")},

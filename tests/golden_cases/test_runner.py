@@ -80,13 +80,20 @@ def test_each_case_is_one_item_and_only_right_ones_pass(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "unheard_of.json").write_text(json.dumps({"cases": [{**RECORD, "name": "any"}]}))
     (tmp_path / "mapo.json").write_text("{")
+    for name, cases in {"inpo": [1], "smpo": {"a": 1}, "dcpo": "abc"}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"cases": cases}))
+    elsewhere = tmp_path.with_name("elsewhere")
+    elsewhere.mkdir()
+    (elsewhere / "diffusion_dpo.json").write_text(json.dumps({"cases": [{**RECORD, "name": "any"}]}))
+    (tmp_path / "linked").symlink_to(elsewhere)
     verdicts = Verdicts()
     runner = str(ROOT / "tests/test_golden.py")
     code = pytest.main([runner, "--golden", str(tmp_path), "-p", "no:cacheprovider"], plugins=[verdicts])
     assert code == pytest.ExitCode.TESTS_FAILED
     expected = {f"diffusion_dpo.json::{name}": name == "right" for name in PLANTED}
     expected |= {f"ddpo.json::{name}": name == "right" for name in NESTED}
-    expected |= {"deep/unheard_of.json::any": False, "mapo.json::unreadable": False}
+    expected |= {"deep/unheard_of.json::any": False, "linked/diffusion_dpo.json::any": False}
+    expected |= {f"{name}.json::unreadable": False for name in ("mapo", "inpo", "smpo", "dcpo")}
     assert verdicts.passed == expected
 
 
@@ -135,9 +142,13 @@ def test_different_values(got: Any, want: Any) -> None:
 
 def test_inputs_are_double_unless_the_case_says_otherwise() -> None:
     assert GoldenCase.of("f", RECORD).tensor("target").dtype == torch.float64
-    single = GoldenCase.of("f", planted(params={"dtype": "torch.float32"}))
+    single = GoldenCase.of("f", planted(params={"dtype": "torch.float32"}, inputs={"whole": [1, 2.0], "part": [1.4]}))
     assert single.tensor("target").dtype == torch.float32
-    assert single.integers("target").dtype == torch.long
+    assert single.integers("whole").tolist() == [1, 2]
+    with pytest.raises(ValueError, match="expected whole numbers"):
+        single.integers("part")
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        single.indices("whole", 2)
 
 
 def variant(file: str, **changes: Any) -> GoldenCase:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from diffalign.rewards.loading import load_reward
 from diffalign.rewards.ocr import OcrReward
 from diffalign.rewards.open_clip_weights import architecture, clip_config, clip_tokenizer
 from diffalign.rewards.pickscore import PickScore
-from diffalign.rewards.preprocess import ClipPreprocess
+from diffalign.rewards.preprocess import CLIP_MEAN, CLIP_STD, ClipPreprocess
 from tests.rewards import reference_towers
 from tests.rewards.support import PROMPTS, check_gradient, waves
 
@@ -158,6 +159,34 @@ def test_resizing_clamps_after_each_pass_as_pil_does(levels: int) -> None:
     for height, width in ((24, 24), (9, 12), (12, 9), (30, 24), (40, 32), (96, 128), (100, 30)):
         images = torch.randint(levels, (1, 3, height, width), generator=generator) / (levels - 1)
         assert (resize(images) - resize.exact(pictures_of(images))).abs().max() <= 1.25 / 255
+
+
+@pytest.mark.parametrize("edge", [8, 11, 16, 24])
+def test_crops_and_borders_are_those_of_transformers(edge: int) -> None:
+    from transformers import CLIPImageProcessorPil
+
+    official = CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size={"height": 16, "width": 16})
+    preprocess = ClipPreprocess.from_config(official.to_dict())
+    for height, width in ((20, 33), (33, 20), (edge, 13), (12, 12)):
+        images = torch.randint(256, (1, 3, height, width), generator=torch.Generator().manual_seed(0)) / 255
+        pictures = pictures_of(images)
+        want = torch.tensor(np.stack(official(pictures)["pixel_values"]))
+        torch.testing.assert_close(preprocess.exact(pictures), want, atol=1e-5, rtol=0)
+        assert preprocess(images).shape == want.shape
+        # 1.25 grey levels over the smallest deviation
+        assert (preprocess(images) - want).abs().max() <= 1.25 / 255 / min(CLIP_STD)
+
+
+def test_old_and_odd_settings_of_image_processors() -> None:
+    statistics = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
+    assert ClipPreprocess.from_config({"crop_size": 224, "size": 256, **statistics}).edge == 256
+    assert ClipPreprocess.from_config({"crop_size": 224, **statistics}).edge == 224
+    for odd in (
+        {"crop_size": 224, "size": {"height": 224, "width": 224}},
+        {"crop_size": {"height": 224, "width": 192}, "size": {"shortest_edge": 224}},
+    ):
+        with pytest.raises(UserError, match="expected a shortest_edge and a square"):
+            ClipPreprocess.from_config({**odd, **statistics})
 
 
 def test_pickscore_matrix_has_the_row_scores_on_its_diagonal() -> None:

@@ -190,7 +190,7 @@ def test_memory_that_runs_out_costs_no_step(tmp_path: Path, monkeypatch: pytest.
     trainer = toy_trainer(tmp_path / "run", Hungry(), steps=6)
     config = {"optimizer": "sgd", "use_ema": False}
     monkeypatch.setattr(trainer, "_record", dataclasses.replace(trainer._record, config=config))
-    with pytest.raises(RunStopped, match="out of memory on cpu.* ended with are in"):
+    with pytest.raises(RunStopped, match=r"out of memory on cpu.* ended with are in"):
         trainer.fit()
     assert toy_trainer(tmp_path / "run", Squares(), steps=6, resume_from_checkpoint="latest").fit().steps == 6
     toy_trainer(tmp_path / "straight", Squares(), steps=6).fit()

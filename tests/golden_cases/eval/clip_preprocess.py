@@ -15,7 +15,6 @@ def run(case: GoldenCase) -> dict[str, Any]:
     sizes = {"shortest_edge": None, "crop": None, "mean": None, "std": None}
     case.known({"image_hwc_uint8"}, {**sizes, "resample": {"bicubic"}})
     settings = case.params
-    assert settings["shortest_edge"] == settings["crop"]
-    preprocess = ClipPreprocess(settings["crop"], settings["mean"], settings["std"])
+    preprocess = ClipPreprocess(settings["crop"], settings["mean"], settings["std"], settings["shortest_edge"])
     picture = Image.fromarray(np.array(case.inputs["image_hwc_uint8"], dtype=np.uint8))
     return {"pixel_values_chw": preprocess.exact([picture])[0]}

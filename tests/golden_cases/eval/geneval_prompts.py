@@ -12,11 +12,10 @@ from tests.golden_cases.base import GoldenCase
 def run(case: GoldenCase) -> dict[str, Any]:
     case.known((), {"seed": None, "n": None, "max_count": None})
     rows = generate_rows(case.params["seed"], case.params["n"], case.params["max_count"])
-    shown = len(case.expected.get("rows_after_80", []))
     return {
         "num_prompts": len(rows),
         "sha256_of_jsonl": hashlib.sha256(as_jsonl(rows).encode()).hexdigest(),
         "first_prompts": [row["prompt"] for row in rows[:3]],
         "last_prompts": [row["prompt"] for row in rows[-3:]],
-        "rows_after_80": rows[80 : 80 + shown],
+        "rows_after_80": rows[80:],
     }

@@ -9,7 +9,13 @@ from PIL import Image
 
 from diffalign.rewards.preprocess import PadPreprocess
 from diffalign.rewards.ranking import inversion_score, pair_accuracy, style_summary
-from tests.golden_cases.base import GoldenCase
+from tests.golden_cases.base import GoldenCase, refuse_unknown
+
+RANKINGS: dict[str, tuple[Any, str, str, str]] = {
+    "inversion": (inversion_score, "pred_rank", "true_rank", "inversion_score"),
+    "imagereward_pairs": (pair_accuracy, "pred_score", "true_rank_1_is_best", "pair_accuracy"),
+}
+"""Lists of rankings -> how each is scored, what of, and under which name."""
 
 
 def run(case: GoldenCase) -> dict[str, Any]:
@@ -27,15 +33,15 @@ def _transform(case: GoldenCase) -> dict[str, Any]:
 def _rankings(case: GoldenCase) -> dict[str, Any]:
     """The rankings of this case stand among its expected values; what is derived from them is computed anew."""
     case.known((), {})
-    inversions, pairs = case.expected["inversion"], case.expected["imagereward_pairs"]
-    return {
-        "inversion": [
-            {**row, "inversion_score": inversion_score(row["pred_rank"], row["true_rank"])} for row in inversions
-        ],
-        "imagereward_pairs": [
-            {**row, "pair_accuracy": pair_accuracy(row["pred_score"], row["true_rank_1_is_best"])} for row in pairs
-        ],
-    }
+    computed: dict[str, Any] = {}
+    for key, (score, *names) in RANKINGS.items():
+        rows = case.expected.get(key)
+        if rows is not None:
+            refuse_unknown(rows, dict.fromkeys(names), key)
+            assert rows, f"{key}: no rankings"
+            first, second, result = names
+            computed[key] = [{**row, result: score(row[first], row[second])} for row in rows]
+    return computed
 
 
 def _summary(case: GoldenCase) -> dict[str, Any]:
