@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend; command lines print it without a traceback and exit with status 2."""
+    """A mistake that the user can fix; command lines print it without a traceback and exit with status 2."""
 
 
 class RunStopped(UserError):

@@ -26,7 +26,7 @@ Compute = Callable[..., Tensor]
 
 
 class Reference(ABC):
-    """A frozen policy that values are asked of.
+    """A frozen policy, for values without a gradient.
 
     Args:
         policy: the policy under training, or a frozen copy of it.

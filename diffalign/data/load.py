@@ -37,7 +37,7 @@ def load_examples(source: Any, kind: DataKind, options: SourceOptions | None = N
     Args:
         source: "bundled", "rendered", a file or folder, a hub name (``OWNER/NAME``), a ``datasets`` object, a list of
             rows, or an :class:`ExampleSet` of that kind, which is returned as it is.
-        kind: what the method eats (``strategy.spec.data``).
+        kind: what the method needs (``strategy.spec.data``).
         options: split, columns, pairing.
 
     Returns:

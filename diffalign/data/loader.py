@@ -105,7 +105,7 @@ class Position:
 
 
 class ExampleLoader(Generic[E]):
-    """Hands out, for ever, the micro-batches that this process contributes to each optimizer step.
+    """Hands out, endlessly, the micro-batches that this process contributes to each optimizer step.
 
     Args:
         data: a sequence of examples, or an object with ``open() -> Iterator`` (a stream).
@@ -238,7 +238,7 @@ class ExampleLoader(Generic[E]):
             yield [self._data[row] for row in batch]
 
     def _produce(self, start: Position) -> Iterator[MicroBatch[E] | Position]:
-        """Yield the micro-batches of a step, then the position of the next one, for ever."""
+        """Yield the micro-batches of a step, then the position of the next one, endlessly."""
         epoch, skip = start.epoch, start.batch
         while True:
             seen = 0

@@ -1,4 +1,4 @@
-"""From records to the examples a method eats; pure functions of records, apart from any reading.
+"""From records to the examples a method needs; pure functions of records, apart from any reading.
 
 All that is known of a row's images is brought to one form, a *utility* for each image: 1 for a winner and 0 for the
 others, the place from the bottom for a ranking, the score itself, or for several rewards the share of (reward, other

@@ -66,7 +66,7 @@ class Example:
         fields: numbers that reach the strategy as ``Batch.fields``.
         metadata: structured description of the caption, for rewards that need it.
         size: (height, width) of the aspect bucket all images of the example are brought to; None for the run's own.
-        alternatives: captions that take turns in the place of the last one; none where it stays.
+        alternatives: captions that take turns in place of the last one; none where it stays.
     """
 
     id: str
@@ -190,7 +190,7 @@ class ExampleSet(Generic[E]):
         return iter(self.examples)
 
     def with_examples(self, examples: Sequence[E], notes: Mapping[str, int] | None = None) -> Self:
-        """Return the set with other examples and further notes; notes of zero are left away.
+        """Return the set with other examples and further notes; counts of zero are left out.
 
         Raises:
             UserError: if nothing is left.

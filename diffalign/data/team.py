@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 T = TypeVar("T")
 
 Progress = Callable[[str, int, int], None]
-"""Told (what is done, how many are done, how many there are) while work on a data set goes on."""
+"""Called with (what is done, how many are done, how many there are) while work on a data set goes on."""
 
 
 class Team(Protocol):

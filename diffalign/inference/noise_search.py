@@ -27,7 +27,7 @@ from diffalign.rewards.base import Metadata
 from diffalign.rewards.combine import WeightedSum
 
 Callback = Callable[[Look], Any]
-"""Told of every iteration; a true answer ends the search."""
+"""Called with every iteration; a true answer ends the search."""
 
 
 def norm_penalty(noise: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class AdapterBank:
         Args:
             name: a name without dots.
             settings: shape; the defaults if omitted.
-            trainable: False keeps its weights without gradient, for ever, and without dropout: its values are a
+            trainable: False keeps its weights without gradient, always, and without dropout: its values are a
                 reference's.
             seed: of the initial values; the global generator is left untouched.
 

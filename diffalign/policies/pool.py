@@ -81,5 +81,5 @@ class AdapterPool:
             UserError: if the checkpoint is another method's.
         """
         if set(state) != {"states"}:
-            raise UserError(f"the checkpoint holds {sorted(state)} in the place of a pool of earlier adapters")
+            raise UserError(f"the checkpoint holds {sorted(state)} in place of a pool of earlier adapters")
         self._states, self._loaded = list(state["states"]), None

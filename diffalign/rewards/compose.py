@@ -32,7 +32,7 @@ _PYTHON = "(python "
 
 
 def python_source(given: Any) -> str:
-    """Return what stands in the place of a source for a Python object: ``(python MODULE.NAME)``."""
+    """Return what stands in place of a source for a Python object: ``(python MODULE.NAME)``."""
     given = getattr(given, "function", given)
     named = given if hasattr(given, "__qualname__") else type(given)
     return f"{_PYTHON}{named.__module__}.{named.__qualname__})"

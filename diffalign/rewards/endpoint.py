@@ -28,7 +28,7 @@ from diffalign.rewards.vlm import Answer, NotAnswered, Question, VisionLanguageM
 _JPEG_QUALITY = 95
 """As in UnifiedReward's client."""
 _RETRIED = frozenset({408, 409, 425, 429})
-"""Statuses below 500 that another try may mend."""
+"""Statuses below 500 that another try may fix."""
 _TOP = 20
 """Likeliest first tokens asked for; the most that servers give."""
 

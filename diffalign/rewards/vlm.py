@@ -109,7 +109,7 @@ class Transcript:
         if failures:
             raise UserError(
                 f"{len(failures)} of {len(questions)} questions to {self.model.name} are unanswered: "
-                f"{failures[0].reason}. Answers so far are kept in {self.path}; the same command goes on from there"
+                f"{failures[0].reason}. Answers so far are kept in {self.path}; the same command continues from there"
             )
         return [self._known[key] for key in keys]
 

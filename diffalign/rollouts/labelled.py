@@ -1,4 +1,4 @@
-"""Images that people judge: sampled with seeds on record, so that their trajectories can be had again.
+"""Images that people judge: sampled with seeds on record, so that their trajectories can be reproduced.
 
 An image depends on its seed, the model and the sampler alone. So nothing but the seed of its caption's group, and what
 tells whether model and sampler are the same, is kept beside the images; once they have been labelled, the start of

@@ -56,9 +56,9 @@ class Spec:
     """What a method asks of data, models and loop.
 
     Args:
-        data: the kind of examples it eats.
+        data: the kind of examples it needs.
         modality: what the policy must be able to do.
-        needs_reference: frozen values are asked of ``ctx.reference``.
+        needs_reference: it evaluates ``ctx.reference``.
         moving_reference: the reference, or where it is evaluated, changes during the run even if noise and timesteps
             are pinned, so its values must never be cached.
         needs_reward: ``None``, a black-box reward, or one that images can be differentiated through.

@@ -3,7 +3,7 @@
 Paper: Saeidi et al., "Dual Caption Preference Optimization for Diffusion Models", arXiv 2502.06023. The trainer was not
 available to us; its documentation states a fork of Diffusion-DPO's script.
 
-Diffusion-DPO with captions z_w and z_l in the place of the common one. The images share timestep and noise::
+Diffusion-DPO with captions z_w and z_l in place of the common one. The images share timestep and noise::
 
     err(x, z) = mean over elements of (prediction(x_t, t, z) - target)^2
     d_w       = ref_err(x_w, z_w) - err(x_w, z_w)

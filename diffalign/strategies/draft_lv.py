@@ -1,4 +1,4 @@
-"""DRaFT-LV: DRaFT-1 with less variance, several noisings of each sampled image in the place of one.
+"""DRaFT-LV: DRaFT-1 with less variance, several noisings of each sampled image in place of one.
 
 Paper: Clark et al., "Directly Fine-Tuning Diffusion Models on Differentiable Rewards", ICLR 2024, arXiv 2309.17400. No
 official code; this follows the paper's text.

@@ -14,7 +14,7 @@ published), err_l is 0 but for rounding, and the loss is fine-tuning on the expe
 reference exceeds the policy's drift from it and the margin. The same formula serves epsilon, v and flow, with the
 network's own output as the target.
 
-Departures: DDIM or Euler in the place of DPM-Solver++; a trajectory ends at the timestep that is asked of it, since
+Departures: DDIM or Euler in place of DPM-Solver++; a trajectory ends at the timestep that is asked of it, since
 nothing reads what comes after; trajectories are not kept for a second use, as a larger buffer would: samples of an
 older policy are what ``sampler_steps`` above 1 gives. The paper trains on the 500 winners that a reward prefers, drops
 a fifth of the captions and exports a moving average: ``--caption_dropout 0.2 --use_ema true``.
@@ -143,7 +143,7 @@ class DRO(Strategy):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         if set(state) != {"pool", "sampler_age"}:
-            raise UserError(f"the checkpoint holds {sorted(state)} in the place of a sampler")
+            raise UserError(f"the checkpoint holds {sorted(state)} in place of a sampler")
         self.pool.load_state_dict(state["pool"])
         self._sampler_age = state["sampler_age"]
 

@@ -11,7 +11,7 @@ jump::
 
 The second term, denoising of given images, is the paper's and that of the official SDXL script; the script for SD 1.4
 has none, and neither has the default here, for it needs images: without it keep runs short (100 updates), or the model
-drifts. With ``pretraining_weight`` above 0 the method eats winners instead of prompts alone.
+drifts. With ``pretraining_weight`` above 0 the method needs winners instead of prompts alone.
 
 Images above the target (2, two standard deviations of ImageReward) leave the model alone: rewards on other scales want
 another one. Official code trains without guidance. m is drawn once for all images of an optimizer step.

@@ -63,7 +63,7 @@ def anchor_sign(d_w: Tensor, flip: Flip = "sign", tolerance: float = 0.0) -> Ten
 
 
 def anchored_margin(errors: PairErrors, sign: Tensor, loser_scale: float | Tensor = 1.0) -> Tensor:
-    """Return ``d_w - s d_r``, (B,), the sampled images standing in the place of the rejected ones.
+    """Return ``d_w - s d_r``, (B,), the sampled images standing in place of the rejected ones.
 
     Args:
         errors: of winners and sampled images.

@@ -30,7 +30,7 @@ class StandardisedConfig(PolicyGradientConfig):
         advantage: what is expected of an image: the mean of its caption over rollouts (once known), that of its group,
             or that of the rollout. "caption": official code of DDPO.
         advantage_std: for groups, whose deviation divides: the group's or the rollout's. "batch": Flow-GRPO's configs.
-        advantage_unbiased: deviations of groups divide by n - 1 in the place of n, and 1e-8 is added to them in
+        advantage_unbiased: deviations of groups divide by n - 1 in place of n, and 1e-8 is added to them in
             the place of 1e-4. False: Flow-GRPO's code (True: DanceGRPO's).
         statistics_size: rewards remembered of each caption. 16: official configs of DDPO.
         statistics_min_count: rewards a caption needs before its own statistics count; until then the rollout's do. 16:

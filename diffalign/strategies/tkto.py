@@ -3,7 +3,7 @@
 Paper: Xian et al., "Free Lunch Alignment of Text-to-Image Diffusion Models without Preference Image Pairs",
 arXiv 2509.25771. Official code: https://github.com/DSL-Lab/T2I-Free-Lunch-Alignment.
 
-Diffusion-KTO's objective with captions in the place of judgements: w = +1 for a matching, -1 for a mismatched caption::
+Diffusion-KTO's objective with captions in place of judgements: w = +1 for a matching, -1 for a mismatched caption::
 
     g_i  = ref_err(x_t, c_i) - err(x_t, c_i)
     q    = max(0, mean g)                          over the whole optimizer step and all processes, no gradient

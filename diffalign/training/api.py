@@ -12,7 +12,7 @@ from diffalign.rewards.given import Rewards, described, read_rewards
 from diffalign.training.assemble import build_run
 from diffalign.training.loop import RunResult
 from diffalign.training.resolve import resolve_config
-from diffalign.training.trackers import Told
+from diffalign.training.trackers import CallbackTracker
 
 
 def train(
@@ -59,5 +59,5 @@ def train(
     elif rewards is not None:
         specs, objects = read_rewards(rewards)
         options["rewards"] = described(specs)
-    trackers = [Told(callback)] if callback is not None else []
+    trackers = [CallbackTracker(callback)] if callback is not None else []
     return build_run(resolve_config(method, options), dataset, console, rewards=objects, trackers=trackers).fit()

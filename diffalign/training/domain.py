@@ -103,7 +103,7 @@ class Domain(ABC):
 
         Args:
             source: what the user named or gave.
-            kind: what the method eats.
+            kind: what the method needs.
             config: the run.
 
         Returns:

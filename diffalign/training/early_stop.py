@@ -61,7 +61,7 @@ class EarlyStop:
 
     @contextmanager
     def best(self) -> Iterator[None]:
-        """Put the best weights in the place of the present ones; those come back."""
+        """Put the best weights in place of the present ones; those come back."""
         with self._trainables.holding(self._best_weights()):
             yield
 

@@ -40,7 +40,7 @@ class MovingAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Put the average in the place of the weights; they come back."""
+        """Put the average in place of the weights; they come back."""
         with self._trainables.holding(self._average):
             yield
 

@@ -22,7 +22,7 @@ def model_line(config: TrainConfig, policy: BasePolicy) -> str:
     if START_ADAPTER not in policy.adapters.names:
         return line
     start = policy.adapters.settings(START_ADAPTER)
-    return f"{line}; goes on from the adapter {config.model.start_adapter or model}, whose rank {start.rank} is kept"
+    return f"{line}; continues from the adapter {config.model.start_adapter or model} (rank {start.rank})"
 
 
 def rate_origin(config: TrainConfig, spec: Spec) -> str:

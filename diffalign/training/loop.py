@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class BatchSource(Protocol):
-    """Gives, for ever, the micro-batches that this process contributes to each global batch.
+    """Gives, endlessly, the micro-batches that this process contributes to each global batch.
 
     Attributes:
         left_out: counts what of a stream this process could not use so far; None where that is known from the start.
@@ -74,7 +74,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run came to.
+    """Result of a run.
 
     Args:
         folder: the run folder.

@@ -17,7 +17,7 @@ from diffalign.training.trackers import Tracker
 class Observer(Protocol):
     """Looks at the model besides training: validation grids, scores before and after.
 
-    Every process has one, or none has. All call a hook together, with the moving average in the place of the weights
+    Every process has one, or none has. All call a hook together, with the moving average in place of the weights
     where there is one and in the run's mixed precision; only the main one's has trackers, and what it returns counts:
     of the first two what early stopping watches, if anything. What a hook does on one process alone it does in a way
     that ends all of them (:meth:`RunFolder.on_main`).

@@ -116,7 +116,7 @@ class Reporter:
 
         Args:
             step: optimizer steps done, this one included.
-            result: what it came to.
+            result: of the step.
         """
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now

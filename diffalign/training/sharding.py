@@ -5,7 +5,7 @@ the network stays the module it was, with the adapters and hooks that it has, an
 Accelerate's own ``prepare`` is not used: it shards on accelerators only, while here CPUs (gloo) take the same path.
 
 A weight in shards is a ``DTensor``; it is known by that type wherever that matters, so that optimizer, clipping and
-moving average need no second version. Passes gather weights from all processes: these must stay in step, whence
+moving average need no second version. Passes gather weights from all processes: these must stay in step, hence
 :attr:`diffalign.strategies.base.Spec.lockstep`.
 
 Source: FSDP2, https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
@@ -105,7 +105,7 @@ def gathered(networks: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def saved_whole(network: nn.Module, keep: bool) -> Iterator[None]:
-    """Hold the trained weights whole and on the CPU in the place of their shards, for writing them to files.
+    """Hold the trained weights whole and on the CPU in place of their shards, for writing them to files.
 
     All processes enter and leave together; no pass may run inside. Does nothing for a network that is whole anyway.
 

@@ -27,7 +27,7 @@ AUTOCAST = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step came to.
+    """Result of a step.
 
     Args:
         account: sums of this process, still on the device.

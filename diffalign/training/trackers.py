@@ -105,8 +105,8 @@ class WandB:
         self._run.finish()
 
 
-class Told:
-    """Tells a function.
+class CallbackTracker:
+    """Passes metrics on to a function.
 
     Args:
         function: called with (step, metrics).

@@ -25,7 +25,7 @@ from diffalign.training.stopwatch import Stopwatch
 
 @dataclass
 class Account:
-    """What an update came to, on this process; nothing here has left the device.
+    """Result of an update, on this process; nothing here has left the device.
 
     Args:
         weight: number by which the summed loss of all processes was divided: their examples, where none was dropped.

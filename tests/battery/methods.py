@@ -115,7 +115,7 @@ def make(name: str, **options: Any) -> Strategy:
 
 
 def batch_for(name: str, policy: Policy, examples: int = 4, dtype: torch.dtype = torch.float32) -> ImageBatch:
-    """Make a batch of the kind that a method eats."""
+    """Make a batch of the kind that a method needs."""
     kind = get_method(name).strategy.spec.data
     images = {"ranked_lists": 4, "pairs": 2, "caption_pairs": 2, "mismatched_captions": 2}.get(kind, 1)
     falling = torch.linspace(0.25, 0.17, images) * torch.linspace(1, 0.9, examples)[:, None]

@@ -26,7 +26,7 @@ MODULES = {
 
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A small package in the place of the real one."""
+    """A small package in place of the real one."""
     for name, text in MODULES.items():
         path = tmp_path / f"{name.replace('.', '/')}.py"
         path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Images sampled for people: had again from their seeds, whatever the policy has learned meanwhile."""
+"""Images sampled for people: reproduced from their seeds, whatever the policy has learned meanwhile."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def test_two_processes_see_the_groups_of_one() -> None:
 
 
 def test_a_reward_that_fails_on_one_process_ends_all_of_them(tmp_path: Path) -> None:
-    """Without an agreement the others would wait for it for ever."""
+    """Without an agreement the others would wait for it forever."""
 
     def message(rank: int, reduce: Reduce) -> str:
         policy, engine = ToyPolicy(), Rollouts(RolloutConfig(images_per_prompt=2, rollout_steps=2))

@@ -1,4 +1,4 @@
-"""DCPO and TDPO: two captions in the place of one, on two images or on one."""
+"""DCPO and TDPO: two captions in place of one, on two images or on one."""
 
 import math
 from dataclasses import replace

@@ -144,7 +144,7 @@ def test_an_adapter_that_is_continued_keeps_its_shape(model: str, pairs: str, do
     """All that is written about the run says so, whatever ``--rank`` is."""
     brief = {"max_train_steps": 1, "num_validation_images": 0}
     result, said = train(pairs, model, tmp_path / "run", start_adapter=str(done), rank=16, **brief)
-    assert f"goes on from the adapter {done}, whose rank 2 is kept" in said
+    assert f"continues from the adapter {done} (rank 2)" in said
     assert "| rank | 2 |" in (result.folder / "README.md").read_text()
     recorded = yaml.safe_load((result.folder / "config.yaml").read_text())
     assert (recorded["rank"], recorded["lora_alpha"]) == (2, 2)

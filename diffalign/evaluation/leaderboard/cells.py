@@ -37,7 +37,7 @@ _DRAW_STRIDE = 7_919_000_017
 
 @dataclass(frozen=True)
 class Training:
-    """What training came to.
+    """Result of training.
 
     Args:
         model: run folder, or the name of the start where nothing is trained.
