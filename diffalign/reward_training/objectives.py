@@ -127,7 +127,7 @@ class PairObjective(ScorerObjective):
         preprocess = self.scorer.preprocess
         settings = {
             "image_processor_type": "CLIPImageProcessor",
-            "size": {"shortest_edge": preprocess.edge},
+            "size": {"shortest_edge": getattr(preprocess, "edge", preprocess.size)},
             "crop_size": {"height": preprocess.size, "width": preprocess.size},
             "image_mean": list(preprocess.mean),
             "image_std": list(preprocess.std),

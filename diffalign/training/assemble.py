@@ -292,5 +292,5 @@ def _memory_lines(
     trained = Trainables(strategy, ctx.policy).count
     saved = domain.activation_bytes(ctx.policy, config)
     needed = estimate(Networks.of(ctx), trained, config.flat(), saved, rows, shards)
-    refuse_if_too_large(needed, ctx.device)
-    return [f"{trained:,} trained parameters", *needed.lines()]
+    warnings = refuse_if_too_large(needed, ctx.device)
+    return [f"{trained:,} trained parameters", *needed.lines(), *warnings]

@@ -8,7 +8,9 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from diffalign.errors import UserError
 from diffalign.rewards.identity import networks
@@ -138,18 +140,25 @@ def estimate(
     )
 
 
-def refuse_if_too_large(needed: MemoryEstimate, device: torch.device) -> None:
-    """Refuse a run that cannot fit.
+def refuse_if_too_large(needed: MemoryEstimate, device: torch.device) -> tuple[str, ...]:
+    """Refuse a run that cannot fit, by what is known exactly; activations are an estimate.
+
+    Returns:
+        a warning where the run may not fit; nothing where it will.
 
     Raises:
         UserError: naming the biggest consumer and the option that shrinks it.
     """
     available = device_memory(device)
-    if available and needed.total > available:
-        raise UserError(
-            f"this run needs about {needed.total / _GIB:.1f} GiB, {device} has {available / _GIB:.1f} GiB. The biggest "
-            f"part is {needed.largest} ({needed.parts()[needed.largest] / _GIB:.1f} GiB): {_ADVICE[needed.largest]}"
-        )
+    if not available or needed.total <= available:
+        return ()
+    told = (
+        f"this run needs about {needed.total / _GIB:.1f} GiB, {device} has {available / _GIB:.1f} GiB. The biggest "
+        f"part is {needed.largest} ({needed.parts()[needed.largest] / _GIB:.1f} GiB): {_ADVICE[needed.largest]}"
+    )
+    if needed.total - needed.activations > available:
+        raise UserError(told)
+    return (f"warning: it may not fit, as {told}",)
 
 
 def device_memory(device: torch.device) -> int:
@@ -184,7 +193,9 @@ def out_of_memory(
 def saved_bytes(module: nn.Module, call: Callable[[nn.Module], Tensor]) -> int:
     """Count the bytes that a forward pass saves for backward, without computing it.
 
-    The pass runs on a copy of the network whose weights have shapes but no values.
+    The pass runs on a copy of the network whose weights have shapes but no values, and with fused attention. It knows
+    no automatic mixed precision, which keeps half-precision copies of float32 inputs instead: full fine-tuning is
+    counted too high there.
 
     Args:
         module: the network.
@@ -204,6 +215,36 @@ def saved_bytes(module: nn.Module, call: Callable[[nn.Module], Tensor]) -> int:
             kept.append(value)
         return value
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(save, lambda value: value):
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(save, lambda value: value), _FusedKernels():
         call(ghost)
     return sum(seen.values())
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Attention without values, which saves what fused kernels save: inputs, output, and a number for each row."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        # tokens before heads, as the kernels write it, so that layers go on with a view
+        *rows, heads, tokens, _ = query.shape
+        output = query.new_empty(*rows, tokens, heads, value.shape[-1]).transpose(-3, -2)
+        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise RuntimeError("this attention has shapes and no values: nothing can be computed of it")
+
+
+class _FusedKernels(TorchFunctionMode):
+    """Puts fused attention in place of torch's, which on tensors without values is written out, scores and all."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        attends = function is F.scaled_dot_product_attention
+        return (_attend if attends else function)(*args, **(kwargs or {}))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+    return _FusedAttention.apply(query, key, value)  # type: ignore[no-untyped-call]

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig, inject_adapter_in_model
 from rich.console import Console
 
 import diffalign
 from diffalign.cli.parser import parse_train
 from diffalign.errors import UserError
 from diffalign.training.config import OptimOptions
+from diffalign.training.memory import Networks, estimate, saved_bytes
 from diffalign.training.presets import PRESETS, PUBLISHED, find_preset, preset_name, preset_names, read_preset
 from diffalign.training.resolve import resolve_config
 from tests.factories import Ripples, save_tiny
@@ -87,6 +91,38 @@ def test_a_method_without_published_values_has_those_of_the_model(model: str) ->
     assert (config.optim.max_train_steps, config.optim.learning_rate) == (0, OptimOptions().learning_rate)
     assert config.run.checkpointing_steps > 0
     assert find_preset(model, "tdpo").whole is False  # type: ignore[union-attr]
+
+
+def test_sdxls_adapters_fit_into_24_gib() -> None:
+    """By the estimate of a dry run, for a network of the real size without values, and one pair a pass."""
+    options = resolve_config("diffusion_dpo", {"preset": "sdxl"}).flat()
+    with torch.device("meta"):
+        network = UNet2DConditionModel(
+            sample_size=128, block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10), attention_head_dim=(5, 10, 20), cross_attention_dim=2048,
+            use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        ).half().requires_grad_(False)  # fmt: skip
+        targets = ["to_q", "to_k", "to_v", "to_out.0"]
+        inject_adapter_in_model(LoraConfig(r=options["rank"], target_modules=targets), network)
+    trained = [p for name, p in network.named_parameters() if "lora_" in name]
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+    network.train().enable_gradient_checkpointing()
+
+    def a_row(ghost: torch.nn.Module) -> torch.Tensor:
+        def empty(*shape: int) -> torch.Tensor:
+            return torch.empty(1, *shape, dtype=torch.float16, device="meta")
+
+        sizes = {"text_embeds": empty(1280), "time_ids": empty(6)}
+        time = torch.zeros(1, device="meta")
+        return ghost(empty(4, 128, 128), time, empty(77, 2048), added_cond_kwargs=sizes, return_dict=False)[0]
+
+    count = sum(p.numel() for p in trained)
+    needed = estimate(Networks(network), count, options, saved_bytes(network, a_row), 2 * options["train_batch_size"])
+    assert 5 < needed.total / 2**30 < 12  # beside it text encoders, which wait in main memory, and a VAE of 0.3 GiB
 
 
 def test_one_step_models_are_sampled_in_one_step() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from torch import nn
 
@@ -305,6 +307,22 @@ def test_saved_bytes_count_activations_without_computing() -> None:
     assert saved_bytes(module, lambda ghost: ghost(torch.empty(5, 8, device="meta"))) == 0
 
 
+def test_attention_is_counted_as_fused_kernels_save_it() -> None:
+    """Queries, keys, values, the output, and a number for each query; not the scores of all tokens with all."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.project = nn.Linear(16, 48, bias=False)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            q, k, v = (part.unflatten(-1, (2, 8)).transpose(1, 2) for part in self.project(tokens).chunk(3, dim=-1))
+            return F.scaled_dot_product_attention(q, key=k, value=v).transpose(1, 2).flatten(2)
+
+    got = saved_bytes(Attention(), lambda ghost: ghost(torch.empty(1, 1000, 16, device="meta")))
+    assert got == 4 * 1000 * (16 + 48 + 16 + 2)  # the layer's input, its output, the heads' output, and a row's number
+
+
 def test_estimate_adds_up_and_refuses() -> None:
     module = nn.Linear(10, 10, bias=False)
     needed = estimate(Networks(module), 100, CONFIG, activations_of_a_row=1000, rows=4)
@@ -316,9 +334,12 @@ def test_estimate_adds_up_and_refuses() -> None:
     assert (full.reference, full.others, full.optimizer) == (200, 24, 1200)
     quarter = estimate(Networks(module, module), 100, CONFIG, 1000, 4, shards=4)
     assert quarter == MemoryEstimate(100, 100, 0, 100, 200, 4000)
-    with pytest.raises(UserError, match=r"biggest part is activations .*--gradient_checkpointing"):
-        refuse_if_too_large(MemoryEstimate(0, 0, 0, 0, 0, 2**60), torch.device("cpu"))
-    refuse_if_too_large(needed, torch.device("cpu"))
+    assert refuse_if_too_large(needed, torch.device("cpu")) == ()
+    # what is estimated is told, what is known is refused
+    (warning,) = refuse_if_too_large(MemoryEstimate(0, 0, 0, 0, 0, 2**60), torch.device("cpu"))
+    assert re.search(r"may not fit, .*biggest part is activations .*--gradient_checkpointing", warning)
+    with pytest.raises(UserError, match=r"biggest part is optimizer .*adamw8bit"):
+        refuse_if_too_large(MemoryEstimate(0, 0, 0, 0, 2**60, 0), torch.device("cpu"))
 
 
 def test_estimate_counts_all_networks_of_a_run() -> None:
