@@ -31,7 +31,8 @@ class ModelOptions:
         lora_dropout: dropout inside the adapters; not for methods that replay their own samples.
         lora_targets: module name suffixes that adapters attach to; empty for the family's own.
         start_adapter: folder of an adapter that training starts from; it is then the reference too.
-        reference_device: where the frozen copy lives in full fine-tuning ("same" or "cpu").
+        reference_device: where the frozen copy of full fine-tuning is kept and computed ("same", or "cpu", which
+            is slow: minutes a step for the largest models).
         attention_backend: attention kernels by name.
         gradient_checkpointing: trade time for activation memory.
     """

@@ -98,7 +98,10 @@ Activity = Literal["activations", "sampling", "validation"]
 
 _ADVICE = {
     "parameters": "load the frozen weights in half precision (--mixed_precision bf16)",
-    "reference": "keep the frozen copy on the processor (--reference_device cpu) or train adapters (--train_mode lora)",
+    "reference": (
+        "train adapters, which need no copy (--train_mode lora), remember its values (--pinned_draws), or have it "
+        "computed on the processor, slowly (--reference_device cpu)"
+    ),
     "others": (
         "load VAE and text encoders in half precision (--mixed_precision bf16), encode all captions ahead "
         "(--cache_latents true), or judge by smaller rewards"
