@@ -41,8 +41,8 @@ def check_label_smoothing(probability: float, head: str = "sigmoid") -> None:
     Raises:
         UserError: saying which.
     """
-    if not 0 <= probability < 0.5:
-        raise UserError(f"label_smoothing is {probability}: expected a probability in [0, 0.5)")
+    if not 0 <= probability <= 0.5:
+        raise UserError(f"label_smoothing is {probability}: expected a probability in [0, 0.5]")
     if probability and head != "sigmoid":
         raise UserError(f"label_smoothing belongs to the sigmoid head, not to {head!r}: set one or the other")
 

@@ -89,8 +89,9 @@ def test_no_smoothing_makes_robust_and_conservative_plain() -> None:
     assert torch.allclose(dpo("aot", policy[one], reference[one], mask[one]).loss, alone)
 
 
-def test_conservative_loss_is_least_at_the_logit_of_the_smoothing() -> None:
-    smoothing, beta = 0.2, 0.5
+@pytest.mark.parametrize("smoothing", [0.2, 0.5])
+def test_conservative_loss_is_least_at_the_logit_of_the_smoothing(smoothing: float) -> None:
+    beta = 0.5
     best = math.log((1 - smoothing) / smoothing) / beta
     margin = torch.tensor([[best], [0.0]], dtype=torch.float64, requires_grad=True)
     output = dpo("sigmoid", margin, torch.zeros(2, 1).double(), torch.ones(2, 1), beta=beta, label_smoothing=smoothing)
@@ -189,7 +190,8 @@ def test_simpo_per_token_gradient_is_closed_form_and_supervision_adds_up() -> No
         ({"loss_type": []}, "one loss or more"),
         ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "one weight each"),
         ({"loss_type": ["hinge"], "label_smoothing": 0.1}, "does nothing"),
-        ({"label_smoothing": 0.5}, "probability"),
+        ({"label_smoothing": 0.6}, "probability"),
+        ({"loss_type": ["robust"], "label_smoothing": 0.5}, "robust divides"),
         ({"beta": 0.0}, "above 0"),
     ],
 )
@@ -199,7 +201,7 @@ def test_contradictory_options_are_refused(options: dict[str, Any], message: str
     with pytest.raises(UserError, match="sigmoid head"):
         SimPOConfig(head="hinge", label_smoothing=0.1)
     with pytest.raises(UserError, match="probability"):
-        SimPOConfig(label_smoothing=0.5)
+        SimPOConfig(label_smoothing=0.6)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,8 @@ class DPOConfig(PairOptions):
             )
         require_above(0, self, "beta", "discopop_tau")
         check_label_smoothing(self.label_smoothing)
+        if self.label_smoothing == 0.5 and "robust" in self.loss_type:
+            raise UserError("label_smoothing is 0.5, and robust divides by 1 - 2 label_smoothing: give less")
         if self.label_smoothing and not SMOOTHED.intersection(self.loss_type):
             raise UserError(
                 f"label_smoothing does nothing in {self.loss_type}: it belongs to {', '.join(sorted(SMOOTHED))}"
