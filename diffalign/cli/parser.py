@@ -100,7 +100,10 @@ def _method_for(name: str, modality: str) -> Method:
         raise unknown("method", name, own)
     command = "train_text.py (diffalign train-text)" if others[meant] == "text" else "train.py (diffalign train)"
     advice = f"{meant!r} is {'a text' if others[meant] == 'text' else 'an image'} method: use {command}"
-    raise UserError(advice if name == meant else f"unknown method {name!r}; {advice}")
+    if name == meant:
+        raise UserError(advice)
+    near = ", ".join(difflib.get_close_matches(name, own))
+    raise UserError(f"unknown method {name!r}; {f'nearest here: {near}; ' if near else ''}{advice}")
 
 
 def overview(modality: str, prog: str) -> str:
