@@ -170,6 +170,23 @@ def test_completions_of_two_lengths_and_smoothing_that_trl_ignores() -> None:
     case.check(dpo.run(case))
 
 
+def test_in_a_mixture_only_what_trl_smooths_is_smoothed() -> None:
+    def loss(**params: Any) -> Any:
+        return dpo.run(variant("llm/dpo.json", params=params))["loss"]
+
+    mixture = loss(loss_type=["sigmoid", "aot"], loss_weights=[0.5, 2.0], label_smoothing=0.1)
+    parts = 0.5 * loss(loss_type=["sigmoid"]) + 2.0 * loss(loss_type=["aot"], label_smoothing=0.1)
+    torch.testing.assert_close(mixture, parts)
+
+
+def test_smoothing_that_the_official_hinge_of_simpo_ignores() -> None:
+    plain, smoothed = (
+        simpo.run(variant("llm/simpo.json", params={"loss_type": "hinge", "label_smoothing": smoothing}))
+        for smoothing in (0.0, 0.1)
+    )
+    compare(smoothed, {name: value.tolist() for name, value in plain.items()}, 0.0, "hinge")  # type: ignore[attr-defined]
+
+
 def test_a_derived_number_may_be_rounded_within_the_tolerance_only() -> None:
     gamma = variant("llm/simpo.json").params["gamma"]
     case = variant("llm/simpo.json", params={"gamma": gamma + 1e-8})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from diffalign.strategies.base import LossOutput
 from diffalign.text.losses import TextHead
 from diffalign.text.strategies.dpo import DPO, DPOConfig
 from tests.golden_cases.base import GoldenCase
@@ -28,16 +28,13 @@ REPORTED = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/ac
 
 def run(case: GoldenCase) -> dict[str, object]:
     case.known(INPUTS, PARAMS)
-    constants = {name: case.params[name] for name in PARAMS if name in case.params}
-    if not TRL_SMOOTHED.intersection(constants["loss_type"]):
-        constants.pop("label_smoothing", None)
-    strategy = DPO(DPOConfig(**constants))
-    policy, output = _on_pairs(case, strategy, slice(None))
-    chosen, rejected = torch.autograd.grad(output.loss, policy)
-    alone = [_on_pairs(case, strategy, slice(row, row + 1))[1].loss for row in range(len(chosen))]
-    reported = {name: output.metrics[name].mean() for name in REPORTED}
+    strategies = _strategies(case)
+    policy, loss, metrics = _on_pairs(case, strategies, slice(None))
+    chosen, rejected = torch.autograd.grad(loss, policy)
+    alone = [_on_pairs(case, strategies, slice(row, row + 1))[1] for row in range(len(chosen))]
+    reported = {name: metrics[name].mean() for name in REPORTED}
     return {
-        "loss": output.loss,
+        "loss": loss,
         "grad_policy_chosen": chosen,
         "grad_policy_rejected": rejected,
         "losses_per_pair": torch.stack(alone),
@@ -45,7 +42,31 @@ def run(case: GoldenCase) -> dict[str, object]:
     }
 
 
-def _on_pairs(case: GoldenCase, strategy: DPO, rows: slice) -> tuple[list[Tensor], LossOutput]:
+def _strategies(case: GoldenCase) -> list[DPO]:
+    """The case's mixture, as one strategy for what TRL smooths and one for the rest, where there are both."""
+    constants = {name: case.params[name] for name in PARAMS if name in case.params}
+    heads, smoothing = constants.pop("loss_type"), constants.pop("label_smoothing", 0.0)
+    weights = constants.pop("loss_weights", [1.0] * len(heads))
+    parts: dict[float, list[tuple[Any, float]]] = {}
+    for head, weight in zip(heads, weights, strict=True):
+        parts.setdefault(smoothing if head in TRL_SMOOTHED else 0.0, []).append((head, weight))
+    return [
+        DPO(
+            DPOConfig(
+                loss_type=[head for head, _ in part],
+                loss_weights=[weight for _, weight in part],
+                label_smoothing=smoothed,
+                **constants,
+            )
+        )
+        for smoothed, part in parts.items()
+    ]
+
+
+def _on_pairs(
+    case: GoldenCase, strategies: Sequence[DPO], rows: slice
+) -> tuple[list[Tensor], Tensor, Mapping[str, Tensor]]:
+    """Leaves, the sum of the losses, and the metrics, which do not depend on the loss."""
     policy, reference, mask = (
         [case.tensor(name)[rows] for name in names]
         for names in (
@@ -55,4 +76,5 @@ def _on_pairs(case: GoldenCase, strategy: DPO, rows: slice) -> tuple[list[Tensor
         )
     )
     leaves = [values.requires_grad_() for values in policy]
-    return leaves, on_tokens(strategy, stacked(*leaves), stacked(*mask), stacked(*reference))
+    outputs = [on_tokens(strategy, stacked(*leaves), stacked(*mask), stacked(*reference)) for strategy in strategies]
+    return leaves, torch.stack([output.loss for output in outputs]).sum(), outputs[0].metrics
